@@ -1,0 +1,209 @@
+"""The facts that make up an instance's history: one class per kind, in the order of a run's life.
+
+An instance *is* its events: ``flow.history.replay`` folds them into a snapshot, everything
+else (rows, streams, pictures) follows from them. A ``Recorded`` event has its place in two
+orders: ``seq`` runs 1..n without a gap in its instance, ``change_seq`` orders a whole project.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from flow.errors import Failure
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    """One fact about an instance."""
+
+
+class NodeEvent(Event, frozen=True, omit_defaults=True, tag_field="type"):
+    """One fact about one node; ``path`` is the node's id, with the iteration in a loop: ``resize[3]/encode``."""
+
+    path: str
+
+
+class Trigger(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What started an instance: the trigger's type and id, and what it brought."""
+
+    type: str = "manual"
+    id: str | None = None
+    payload: Any = None
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """A value that is too large for an event: where it is, how large, and the beginning of it.
+
+    ``size`` is in bytes; ``preview`` is the first 1,000 characters of the JSON text.
+    """
+
+    id: str
+    sha256: str
+    size: int
+    media_type: str
+    preview: str
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an attempt used: CPU seconds, memory integrated over time, and its peak. None where the platform can't tell."""
+
+    cpu_seconds: float | None = None
+    memory_mb_seconds: float | None = None
+    peak_memory_mb: float | None = None
+
+
+class InstanceCreated(Event, frozen=True, omit_defaults=True, tag="instance.created"):
+    """Event 1: everything that a run needs to know besides its version's definition."""
+
+    workflow_id: str
+    version_id: str
+    input: Any = None
+    trigger: Trigger = Trigger()
+    priority: int = 5
+    timeout: timedelta | None = None
+    queue_timeout: timedelta | None = None
+    labels: dict[str, str] = {}
+    created_by: str | None = None
+
+
+class InstanceStarted(Event, frozen=True, omit_defaults=True, tag="instance.started"):
+    worker: str | None = None
+
+
+class CancelRequested(Event, frozen=True, omit_defaults=True, tag="instance.cancel_requested"):
+    by: str | None = None
+    reason: str | None = None
+
+
+class InstanceCompleted(Event, frozen=True, omit_defaults=True, tag="instance.completed"):
+    output: Any = None
+    artifact: Artifact | None = None
+
+
+class InstanceFailed(Event, frozen=True, omit_defaults=True, tag="instance.failed"):
+    error: Failure
+
+
+class InstanceCanceled(Event, frozen=True, omit_defaults=True, tag="instance.canceled"):
+    reason: str | None = None
+
+
+class InstanceTimedOut(Event, frozen=True, omit_defaults=True, tag="instance.timed_out"):
+    error: Failure
+
+
+class NodeStarted(NodeEvent, frozen=True, omit_defaults=True, tag="node.started"):
+    """The attempt is about to be made: committed before the handler is called."""
+
+    attempt: int
+    worker: str | None = None
+
+
+class NodeProgress(NodeEvent, frozen=True, omit_defaults=True, tag="node.progress"):
+    attempt: int
+    done: float
+    total: float | None = None
+    message: str | None = None
+
+
+class NodeLog(NodeEvent, frozen=True, omit_defaults=True, tag="node.log"):
+    attempt: int
+    message: str
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    fields: dict[str, Any] = {}
+
+
+class NodeRetrying(NodeEvent, frozen=True, omit_defaults=True, tag="node.retrying"):
+    """The attempt failed; the next one is due at ``due``."""
+
+    attempt: int
+    error: Failure
+    due: datetime
+
+
+class NodeCompleted(NodeEvent, frozen=True, omit_defaults=True, tag="node.completed"):
+    """The attempt gave ``output``; a large one is in the artifact store and ``output`` is None here."""
+
+    attempt: int
+    output: Any = None
+    artifact: Artifact | None = None
+    usage: Usage | None = None
+
+
+class NodeFailed(NodeEvent, frozen=True, omit_defaults=True, tag="node.failed"):
+    """The node failed for good: its last attempt's error."""
+
+    attempt: int
+    error: Failure
+    usage: Usage | None = None
+
+
+class NodeSkipped(NodeEvent, frozen=True, omit_defaults=True, tag="node.skipped"):
+    """The node will not run; ``reason`` is a ``flow.states.SkipReason``."""
+
+    reason: str
+
+
+class NodeCanceled(NodeEvent, frozen=True, omit_defaults=True, tag="node.canceled"):
+    attempt: int
+
+
+class NodeLost(NodeEvent, frozen=True, omit_defaults=True, tag="node.lost"):
+    """The worker that ran the attempt died in the middle; its next attempt is due at once."""
+
+    attempt: int
+    worker: str | None = None
+
+
+AnyEvent = (
+    InstanceCreated
+    | InstanceStarted
+    | CancelRequested
+    | InstanceCompleted
+    | InstanceFailed
+    | InstanceCanceled
+    | InstanceTimedOut
+    | NodeStarted
+    | NodeProgress
+    | NodeLog
+    | NodeRetrying
+    | NodeCompleted
+    | NodeFailed
+    | NodeSkipped
+    | NodeCanceled
+    | NodeLost
+)
+
+EVENT_TYPES: dict[str, type[Event]] = {
+    str(kind.__struct_config__.tag): kind for kind in AnyEvent.__args__  # type: ignore[attr-defined]
+}
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """An event in its place. ``seq``: 1..n in the instance. ``change_seq``: its place in the project (0 until committed)."""
+
+    seq: int
+    at: datetime
+    event: AnyEvent
+    change_seq: int = 0
+
+    @property
+    def type(self) -> str:
+        """The event's stable name, such as ``node.completed``."""
+        return str(self.event.__struct_config__.tag)
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+def encode(event: Event) -> bytes:
+    """The event as JSON, as it is stored."""
+    return _encoder.encode(event)
+
+
+def decode(data: bytes | str) -> AnyEvent:
+    """The event that ``encode`` wrote. Raises msgspec.ValidationError if the text is no event."""
+    return _decoder.decode(data)

@@ -1,0 +1,163 @@
+"""The states of everything that has a life, and the only steps allowed between them.
+
+One table per machine. ``after`` is the one way through a table: an illegal step raises
+``IllegalTransition`` and changes nothing. The pictures in ``docs/states.md`` are drawn from
+these tables (``python -m tests.docs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+from flow import events as e
+from flow.errors import IllegalTransition
+
+
+class InstanceStatus(StrEnum):
+    """The life of one run."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @property
+    def terminal(self) -> bool:
+        """True when nothing will ever happen again."""
+        return self in TERMINAL_INSTANCE
+
+
+class NodeStatus(StrEnum):
+    """The life of one node in one run."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    RETRYING = "RETRYING"
+    WAITING = "WAITING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+    SKIPPED = "SKIPPED"
+
+    @property
+    def terminal(self) -> bool:
+        """True when the node will not run (again) in this run."""
+        return self in TERMINAL_NODE
+
+
+class SkipReason(StrEnum):
+    """Why a node was not run."""
+
+    CONDITION = "CONDITION"
+    UPSTREAM_SKIPPED = "UPSTREAM_SKIPPED"
+    UPSTREAM_FAILED = "UPSTREAM_FAILED"
+    INSTANCE_ENDED = "INSTANCE_ENDED"
+
+
+class WorkflowStatus(StrEnum):
+    """The life of a workflow. DRAFT runs only as debug runs; HIDDEN is ACTIVE but left out of lists."""
+
+    DRAFT = "DRAFT"
+    ACTIVE = "ACTIVE"
+    INACTIVE = "INACTIVE"
+    HIDDEN = "HIDDEN"
+    ARCHIVED = "ARCHIVED"
+    DELETED = "DELETED"
+
+    @property
+    def runnable(self) -> bool:
+        """True when an ordinary run may be started."""
+        return self in {WorkflowStatus.ACTIVE, WorkflowStatus.INACTIVE, WorkflowStatus.HIDDEN}
+
+
+I, N, W = InstanceStatus, NodeStatus, WorkflowStatus
+
+TERMINAL_INSTANCE = frozenset({I.COMPLETED, I.FAILED, I.CANCELED, I.TIMED_OUT})
+TERMINAL_NODE = frozenset({N.COMPLETED, N.FAILED, N.CANCELED, N.SKIPPED})
+
+INSTANCE_TRANSITIONS: Mapping[tuple[InstanceStatus, type[e.Event]], InstanceStatus] = {
+    (I.PENDING, e.InstanceStarted): I.RUNNING,
+    (I.PENDING, e.InstanceFailed): I.FAILED,
+    (I.PENDING, e.InstanceCanceled): I.CANCELED,
+    (I.PENDING, e.InstanceTimedOut): I.TIMED_OUT,
+    (I.RUNNING, e.InstanceCompleted): I.COMPLETED,
+    (I.RUNNING, e.InstanceFailed): I.FAILED,
+    (I.RUNNING, e.InstanceCanceled): I.CANCELED,
+    (I.RUNNING, e.InstanceTimedOut): I.TIMED_OUT,
+}
+
+NODE_TRANSITIONS: Mapping[tuple[NodeStatus, type[e.Event]], NodeStatus] = {
+    (N.PENDING, e.NodeStarted): N.RUNNING,
+    (N.PENDING, e.NodeSkipped): N.SKIPPED,
+    (N.RUNNING, e.NodeCompleted): N.COMPLETED,
+    (N.RUNNING, e.NodeFailed): N.FAILED,
+    (N.RUNNING, e.NodeCanceled): N.CANCELED,
+    (N.RUNNING, e.NodeRetrying): N.RETRYING,
+    (N.RUNNING, e.NodeLost): N.RETRYING,
+    (N.RETRYING, e.NodeStarted): N.RUNNING,
+    (N.RETRYING, e.NodeFailed): N.FAILED,
+    (N.RETRYING, e.NodeCanceled): N.CANCELED,
+}
+
+
+class WorkflowStep(StrEnum):
+    """What people do with a workflow as a whole."""
+
+    PUBLISH = "publish"
+    ACTIVATE = "activate"
+    DEACTIVATE = "deactivate"
+    HIDE = "hide"
+    SHOW = "show"
+    ARCHIVE = "archive"
+    DELETE = "delete"
+    RESTORE = "restore"
+
+
+S = WorkflowStep
+
+#: RESTORE of a deleted workflow brings it back INACTIVE: nothing fires before somebody has looked at it.
+WORKFLOW_TRANSITIONS: Mapping[tuple[WorkflowStatus, WorkflowStep], WorkflowStatus] = {
+    (W.DRAFT, S.PUBLISH): W.ACTIVE,
+    (W.DRAFT, S.ARCHIVE): W.ARCHIVED,
+    (W.DRAFT, S.DELETE): W.DELETED,
+    (W.ACTIVE, S.DEACTIVATE): W.INACTIVE,
+    (W.ACTIVE, S.HIDE): W.HIDDEN,
+    (W.ACTIVE, S.ARCHIVE): W.ARCHIVED,
+    (W.ACTIVE, S.DELETE): W.DELETED,
+    (W.INACTIVE, S.ACTIVATE): W.ACTIVE,
+    (W.INACTIVE, S.HIDE): W.HIDDEN,
+    (W.INACTIVE, S.ARCHIVE): W.ARCHIVED,
+    (W.INACTIVE, S.DELETE): W.DELETED,
+    (W.HIDDEN, S.SHOW): W.ACTIVE,
+    (W.HIDDEN, S.DEACTIVATE): W.INACTIVE,
+    (W.HIDDEN, S.ARCHIVE): W.ARCHIVED,
+    (W.HIDDEN, S.DELETE): W.DELETED,
+    (W.ARCHIVED, S.ACTIVATE): W.ACTIVE,
+    (W.ARCHIVED, S.DELETE): W.DELETED,
+    (W.DELETED, S.RESTORE): W.INACTIVE,
+}
+
+State = TypeVar("State", bound=StrEnum)
+Step = TypeVar("Step")
+
+
+def after(table: Mapping[tuple[State, Step], State], state: State, step: Step) -> State:
+    """The state that ``step`` leads to from ``state``.
+
+    Raises IllegalTransition, naming both and what would be allowed.
+    """
+    try:
+        return table[state, step]
+    except KeyError:
+        allowed = sorted(_name(s) for (at, s) in table if at == state)
+        remedy = f"from {state} only {', '.join(allowed)} can follow" if allowed else f"{state} is final"
+        raise IllegalTransition(f"{_name(step)} is not possible: {remedy}.", status=str(state)) from None
+
+
+def _name(step: object) -> str:
+    return getattr(getattr(step, "__struct_config__", None), "tag", None) or str(step)

@@ -1,0 +1,1 @@
+"""Mirrorflow: a durable workflow engine behind one typed GraphQL schema."""
