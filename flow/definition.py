@@ -95,9 +95,9 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """From ``source`` to ``target``: followed when ``on`` fits and ``condition`` (JMESPath on the source's output) is true.
+    """From ``source`` to ``target``, if ``on`` fits and ``condition`` (JMESPath on the source's output) is true.
 
-    ``mapping``: target path → ``"$.<jmespath>"`` on the source's output, or a literal. Empty: the whole output goes on.
+    ``mapping``: target path → ``"$.<jmespath>"`` on the source's output, or a literal. Empty: all of it goes on.
     """
 
     source: str

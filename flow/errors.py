@@ -133,7 +133,7 @@ class QuotaExceeded(WorkflowError):
 
 
 class StorageUnavailable(WorkflowError):
-    """The database can't store or answer now (locked, full, gone); nothing was half done and the call may be repeated."""
+    """The database can't store or answer now (locked, full, gone); nothing is half done, the call may be repeated."""
 
     code = "STORAGE_UNAVAILABLE"
 

@@ -47,7 +47,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an attempt used: CPU seconds, memory integrated over time, and its peak. None where the platform can't tell."""
+    """What an attempt used: CPU seconds, memory over time, and its peak. None where the platform can't tell."""
 
     cpu_seconds: float | None = None
     memory_mb_seconds: float | None = None
@@ -177,12 +177,13 @@ AnyEvent = (
 )
 
 EVENT_TYPES: dict[str, type[Event]] = {
-    str(kind.__struct_config__.tag): kind for kind in AnyEvent.__args__  # type: ignore[attr-defined]
+    str(kind.__struct_config__.tag): kind
+    for kind in AnyEvent.__args__
 }
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """An event in its place. ``seq``: 1..n in the instance. ``change_seq``: its place in the project (0 until committed)."""
+    """An event in its place: ``seq`` 1..n in the instance, ``change_seq`` in the project (0 until committed)."""
 
     seq: int
     at: datetime
@@ -196,7 +197,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(AnyEvent)
+_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
 def encode(event: Event) -> bytes:

@@ -75,20 +75,20 @@ class WorkflowStatus(StrEnum):
         return self in {WorkflowStatus.ACTIVE, WorkflowStatus.INACTIVE, WorkflowStatus.HIDDEN}
 
 
-I, N, W = InstanceStatus, NodeStatus, WorkflowStatus
+R, N, W = InstanceStatus, NodeStatus, WorkflowStatus
 
-TERMINAL_INSTANCE = frozenset({I.COMPLETED, I.FAILED, I.CANCELED, I.TIMED_OUT})
+TERMINAL_INSTANCE = frozenset({R.COMPLETED, R.FAILED, R.CANCELED, R.TIMED_OUT})
 TERMINAL_NODE = frozenset({N.COMPLETED, N.FAILED, N.CANCELED, N.SKIPPED})
 
 INSTANCE_TRANSITIONS: Mapping[tuple[InstanceStatus, type[e.Event]], InstanceStatus] = {
-    (I.PENDING, e.InstanceStarted): I.RUNNING,
-    (I.PENDING, e.InstanceFailed): I.FAILED,
-    (I.PENDING, e.InstanceCanceled): I.CANCELED,
-    (I.PENDING, e.InstanceTimedOut): I.TIMED_OUT,
-    (I.RUNNING, e.InstanceCompleted): I.COMPLETED,
-    (I.RUNNING, e.InstanceFailed): I.FAILED,
-    (I.RUNNING, e.InstanceCanceled): I.CANCELED,
-    (I.RUNNING, e.InstanceTimedOut): I.TIMED_OUT,
+    (R.PENDING, e.InstanceStarted): R.RUNNING,
+    (R.PENDING, e.InstanceFailed): R.FAILED,
+    (R.PENDING, e.InstanceCanceled): R.CANCELED,
+    (R.PENDING, e.InstanceTimedOut): R.TIMED_OUT,
+    (R.RUNNING, e.InstanceCompleted): R.COMPLETED,
+    (R.RUNNING, e.InstanceFailed): R.FAILED,
+    (R.RUNNING, e.InstanceCanceled): R.CANCELED,
+    (R.RUNNING, e.InstanceTimedOut): R.TIMED_OUT,
 }
 
 NODE_TRANSITIONS: Mapping[tuple[NodeStatus, type[e.Event]], NodeStatus] = {

@@ -1,0 +1,20 @@
+"""Every table of Mirrorflow."""
+
+from db.base import Base
+from db.models.access import Project, Token, User
+from db.models.instances import Artifact, EventRow, InboxItem, Instance, NodeExecution
+from db.models.workflows import Workflow, WorkflowVersion
+
+__all__ = [
+    "Artifact",
+    "Base",
+    "EventRow",
+    "InboxItem",
+    "Instance",
+    "NodeExecution",
+    "Project",
+    "Token",
+    "User",
+    "Workflow",
+    "WorkflowVersion",
+]

@@ -1,0 +1,194 @@
+"""The database as the rest of the code sees it: ``read`` and ``write``, and nothing else.
+
+A query or a change is a plain function on a ``Connection`` (they live in ``db.store``); it runs whole, in one
+transaction, and this is the only place that commits.
+
+* PostgreSQL: the function runs under asyncpg by SQLAlchemy's greenlet bridge.
+* SQLite: the function runs in a thread, so that a transaction is one hop and not one per statement (three times faster
+  than aiosqlite here, see docs/decisions/0001-sqlite-threads.md). One writer thread whose transactions are
+  IMMEDIATE, so that two read-modify-writes never meet; readers on connections of their own, deferred, never behind it.
+
+The interpreter's lock is why store functions send few statements with many rows: sqlite3 lets go of the lock at
+each step, and under load each step then waits a switch interval to get it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import InterfaceError as DriverInterfaceError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from flow.errors import StorageUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READER_THREADS = 4
+BUSY_TIMEOUT_S = 5.0
+
+
+class Database:
+    """A place to read and write. Make one with ``connect``; close it with ``close``.
+
+    ``read`` and ``write`` raise StorageUnavailable when the database is locked, full, gone or no database;
+    a failed ``write`` has changed nothing.
+    """
+
+    dialect: str
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The answer of ``query(connection, …)``, on one consistent snapshot."""
+        raise NotImplementedError
+
+    async def write(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``change(connection, …)`` in one transaction and commit; any exception rolls it back."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Give back every connection and thread."""
+        raise NotImplementedError
+
+
+def connect(url: str, *, synchronous: str = "NORMAL") -> Database:
+    """The database at ``url``: ``sqlite:///path`` or ``postgresql+asyncpg://…``. Opens nothing yet.
+
+    ``synchronous`` is SQLite's: NORMAL survives kill -9, FULL a power cut too.
+    """
+    parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            if not parsed.database or parsed.database == ":memory:":
+                raise ValueError("SQLite needs a file: sqlite:///path/to/mirrorflow.db")
+            return SqliteDatabase(Path(parsed.database), synchronous=synchronous)
+        case "postgresql":
+            return PostgresDatabase(url)
+        case other:
+            raise ValueError(f"{other!r} is not supported: use sqlite:///… or postgresql+asyncpg://…")
+
+
+class SqliteDatabase(Database):
+    """SQLite in WAL mode: one writer thread, a few reader threads."""
+
+    dialect = "sqlite"
+
+    def __init__(self, path: Path, *, synchronous: str = "NORMAL") -> None:
+        self.path = path
+        self._write_engine = _sqlite_engine(path, synchronous, begin="BEGIN IMMEDIATE", pool_size=1)
+        self._read_engine = _sqlite_engine(path, synchronous, begin="BEGIN", pool_size=READER_THREADS)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-writer")
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="db-reader")
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, _transaction, self._read_engine, query, args, kwargs)
+
+    async def write(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, _transaction, self._write_engine, change, args, kwargs)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+
+class PostgresDatabase(Database):
+    """PostgreSQL through asyncpg."""
+
+    dialect = "postgresql"
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self._engine: AsyncEngine = create_async_engine(
+            url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_recycle=1800
+        )
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(query, *args, **kwargs)
+
+    async def write(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(change, *args, **kwargs)
+        except (OperationalError, DriverInterfaceError, OSError) as error:
+            raise unavailable(error) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise unavailable(error) from error
+            raise
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _transaction(engine: Engine, work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    try:
+        with engine.begin() as connection:
+            return work(connection, *args, **kwargs)
+    except OperationalError as error:
+        raise unavailable(error) from error
+    except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(error.orig, sqlite3.IntegrityError):
+            raise unavailable(error) from error
+        raise
+
+
+def unavailable(error: Exception) -> StorageUnavailable:
+    """What went wrong with the database, in words with a remedy and without SQL."""
+    said = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    for pattern, remedy in _REMEDIES:
+        if re.search(pattern, said, re.IGNORECASE):
+            return StorageUnavailable(remedy)
+    return StorageUnavailable(f"The database can't be used now ({said.splitlines()[0][:200]}). Try again.")
+
+
+_REMEDIES = [
+    (r"database is locked", "The database is locked by another program. Nothing was stored; try again."),
+    (r"full|no space", "The disk is full. Nothing was stored; free some space and try again."),
+    (r"disk i/o error", "The disk reports an error. Nothing was stored; check the disk and try again."),
+    (
+        r"not a database|malformed",
+        "The database file is damaged or no SQLite database. Restore a backup or name another.",
+    ),
+    (r"unable to open", "The database file can't be opened. Check that its folder exists and may be written to."),
+    (r"readonly|read-only", "The database file is read-only. Make it and its folder writable."),
+    (r"no such table|does not exist", "The database has no Mirrorflow tables. Run `mirrorflow db upgrade`."),
+    (r"connect|refused|closed|terminat|shut", "The database server can't be reached. Nothing was stored; try again."),
+]
+
+
+def _sqlite_engine(path: Path, synchronous: str, *, begin: str, pool_size: int) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S, "isolation_level": None},
+        pool_size=pool_size,
+        max_overflow=0,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA synchronous={synchronous}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA cache_size=-16000")
+        cursor.execute("PRAGMA temp_store=MEMORY")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
