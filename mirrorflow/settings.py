@@ -1,0 +1,222 @@
+"""What can be set from outside: by flags, by ``MIRRORFLOW_…`` in the environment, by ``.env``, in that order.
+
+``docs/settings.md`` is generated from this class. A value that does not fit raises ``BadSettings`` with one line that
+names the setting, what was given and what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "MIRRORFLOW_"
+KIB, MIB = 1024, 1024 * 1024
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Folders = Annotated[tuple[Path, ...], NoDecode]
+
+
+class BadSettings(Exception):
+    """A setting has a value that can't be used; the message is one line for a person."""
+
+
+class Settings(BaseSettings):
+    """The effective settings; frozen once read. Make them with ``load``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    data_dir: Path = Field(Path(".mirrorflow"), description="Folder of the database, the artifacts and the files.")
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="`sqlite:///path` or `postgresql+asyncpg://user:password@host/name`. "
+        "Empty: `mirrorflow.db` in the data folder.",
+    )
+    token: SecretStr = Field(
+        SecretStr(""), description="Bootstrap token of the administrator, 20 characters or more. Empty: none."
+    )
+    allowed_roots: Folders = Field(
+        (),
+        description="Folders that nodes may read and write, separated by commas; relative paths in workflows start "
+        "at the first. Empty: `files` in the data folder.",
+    )
+    outbound_allow: Names = Field(
+        (), description="Hosts or networks, separated by commas, that HTTP nodes may reach although they are private."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for programs.")
+
+    sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(
+        "NORMAL", description="NORMAL survives a killed process; FULL also a power cut, at a price in speed."
+    )
+    lease_seconds: float = Field(
+        15.0, ge=2, le=300, description="How long a silent worker keeps a run before another one takes it."
+    )
+    grace_seconds: float = Field(
+        30.0, ge=0, le=600, description="How long running nodes may go on after the server was asked to stop."
+    )
+    slots: int = Field(64, ge=1, le=10_000, description="Nodes that run at the same time in this process.")
+    processes: int = Field(
+        max(1, os.cpu_count() or 1), ge=1, le=256, description="Worker processes for nodes that need one."
+    )
+    max_nodes: int = Field(5_000, ge=1, le=100_000, description="Most nodes in one workflow.")
+
+    body_limit: int = Field(MIB, ge=KIB, description="Largest body of a GraphQL request, in bytes.")
+    import_limit: int = Field(32 * MIB, ge=KIB, description="Largest document for `/import`, in bytes.")
+    query_tokens: int = Field(2_000, ge=10, description="Most tokens in a GraphQL document.")
+    query_depth: int = Field(12, ge=1, description="Deepest nesting of fields in a GraphQL document.")
+    query_aliases: int = Field(30, ge=0, description="Most aliases in a GraphQL document.")
+    query_root_fields: int = Field(20, ge=1, description="Most fields at the root of an operation.")
+    query_directives: int = Field(50, ge=0, description="Most directives in a GraphQL document.")
+    query_cost: int = Field(5_000, ge=1, description="Highest cost of an operation (a page costs its size × a node).")
+    query_seconds: float = Field(10.0, gt=0, description="Longest that an operation may take, waits asked for aside.")
+    query_errors: int = Field(20, ge=1, description="Most errors in one answer.")
+    page_size: int = Field(100, ge=1, le=1_000, description="Most items on one page.")
+    socket_init_seconds: float = Field(5.0, gt=0, description="Time a socket has to say who it is.")
+    socket_frame: int = Field(256 * KIB, ge=KIB, description="Largest message that a socket may send, in bytes.")
+    sockets_per_user: int = Field(10, ge=1, description="Most sockets of one user.")
+    subscriptions_per_socket: int = Field(20, ge=1, description="Most subscriptions on one socket.")
+
+    @field_validator("allowed_roots", "outbound_allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("outbound_allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if "/" in item or item.replace(".", "").isdigit() or ":" in item:
+                try:
+                    ipaddress.ip_network(item, strict=False)
+                except ValueError:
+                    raise ValueError(f"{item!r} is no host and no network such as 10.0.0.0/8") from None
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 20:
+            raise ValueError("must have 20 characters or more")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and not url.startswith(("sqlite:///", "postgresql+asyncpg://")):
+            raise ValueError("must begin with sqlite:/// or postgresql+asyncpg://")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("sqlite_synchronous", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Self:
+        # Frozen for everybody else: a later change of the working folder must not move the data.
+        data_dir = self.data_dir.expanduser().resolve()
+        roots = tuple(root.expanduser().resolve() for root in self.allowed_roots) or (data_dir / "files",)
+        url = self.database_url.get_secret_value() or f"sqlite:///{data_dir / 'mirrorflow.db'}"
+        self.__dict__.update(data_dir=data_dir, allowed_roots=roots, database_url=SecretStr(url))
+        return self
+
+    @property
+    def database(self) -> str:
+        """The database's URL, password and all."""
+        return self.database_url.get_secret_value()
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where outputs too large for an event are kept."""
+        return self.data_dir / "artifacts"
+
+
+class Effective(NamedTuple):
+    """One setting as it is: its name in the environment, its value for people, and where that came from."""
+
+    name: str
+    value: str
+    source: Literal["flag", "environment", ".env", "default"]
+    description: str
+
+
+def load(**flags: Any) -> Settings:
+    """The settings, with ``flags`` (those that aren't None) above the environment. Raises BadSettings."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        source = _source(name, given)
+        shown = f"--{name.replace('_', '-')}" if source == "flag" else PREFIX + name.upper()
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        value = "" if _secret(name) else f"={first['input']}"
+        where = f" (from {source})" if source in {".env", "environment"} else ""
+        raise BadSettings(f"{shown}{value} can't be used: {reason}{where}.") from None
+
+
+def effective(settings: Settings, flags: Mapping[str, Any]) -> list[Effective]:
+    """Every setting with its source; secrets are masked."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return [
+        Effective(
+            PREFIX + name.upper(), _shown(name, getattr(settings, name)), _source(name, given), field.description or ""
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def unknown() -> list[str]:
+    """Names in the environment that look like settings of ours and are none (a typing mistake, most likely).
+
+    MIRRORFLOW_URL belongs to the client commands and MIRRORFLOW_CI to the tests.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "URL", PREFIX + "CI"}
+    return sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "database_url":
+        from sqlalchemy import make_url
+
+        return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _secret(name: str) -> bool:
+    field = Settings.model_fields.get(name)
+    return field is not None and field.annotation is SecretStr
+
+
+def _source(name: str, given: Mapping[str, Any]) -> Literal["flag", "environment", ".env", "default"]:
+    if name in given:
+        return "flag"
+    if any(variable.upper() == PREFIX + name.upper() for variable in os.environ):
+        return "environment"
+    if Path(".env").is_file():
+        from dotenv import dotenv_values
+
+        if any(variable.upper() == PREFIX + name.upper() for variable in dotenv_values(".env")):
+            return ".env"
+    return "default"
