@@ -1,0 +1,26 @@
+"""The order of changes in a project: every change takes the next place, in the transaction that makes it."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, update
+
+from db.models import Project
+from flow.errors import NotFound
+
+
+def take(conn: Connection, project_id: str, n: int = 1) -> int:
+    """Take the next ``n`` places in the project's order and return the first of them.
+
+    The project's row stays locked until the commit, so a reader never sees place 8 before 7, and whatever is
+    read after this call in the same transaction can't be changed by another writer of the project.
+    Raises NotFound if there is no such project.
+    """
+    last = conn.execute(
+        update(Project)
+        .where(Project.id == project_id)
+        .values(change_seq=Project.change_seq + n)
+        .returning(Project.change_seq)
+    ).scalar_one_or_none()
+    if last is None:
+        raise NotFound("project", project_id)
+    return int(last) - n + 1
