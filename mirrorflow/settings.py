@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -194,9 +195,7 @@ def unknown() -> list[str]:
 
 def _shown(name: str, value: Any) -> str:
     if name == "database_url":
-        from sqlalchemy import make_url
-
-        return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+        return re.sub(r"(://[^:@/]*):.*@", r"\1:********@", value.get_secret_value())
     if isinstance(value, SecretStr):
         return "********" if value.get_secret_value() else ""
     if isinstance(value, tuple):
