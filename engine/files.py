@@ -1,0 +1,93 @@
+"""The folders that nodes may touch, and the way from a path in a document to a file inside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from flow.errors import Category
+
+
+class PathRefused(Exception):
+    """The path leads nowhere a node may go. ``code`` is PATH_NOT_ALLOWED, FILE_NOT_FOUND or NO_WRITABLE_FOLDER."""
+
+    category = Category.VALIDATION
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Files:
+    """Paths confined to the allowed folders (``roots``), after every symlink is resolved.
+
+    A relative path means, for reading, the first root in which it exists, and for writing the
+    first root that can be written. An absolute path must lie in one of the roots.
+    """
+
+    __slots__ = ("roots",)
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots: tuple[Path, ...] = tuple(Path(os.path.realpath(root)) for root in roots)
+
+    def reading(self, path: str) -> Path:
+        """The existing file or folder that ``path`` names.
+
+        Raises PathRefused: PATH_NOT_ALLOWED outside the roots, FILE_NOT_FOUND where nothing is there.
+        """
+        asked = _asked(path)
+        if asked.is_absolute():
+            found = self._confined(asked, path)
+            if not found.exists():
+                raise PathRefused("FILE_NOT_FOUND", f"There is no file {path!r}.")
+            return found
+        escaped = False
+        for root in self.roots:
+            try:
+                found = self._confined(root / asked, path)
+            except PathRefused:
+                escaped = True
+                continue
+            if found.exists():
+                return found
+        if escaped:
+            raise self._outside(path)
+        raise PathRefused("FILE_NOT_FOUND", f"There is no file {path!r} in the allowed folders.")
+
+    def writing(self, path: str) -> Path:
+        """Where ``path`` is to be written; its folder need not exist yet.
+
+        Raises PathRefused: PATH_NOT_ALLOWED outside the roots, NO_WRITABLE_FOLDER if there is none.
+        """
+        asked = _asked(path)
+        if asked.is_absolute():
+            return self._confined(asked, path)
+        return self._confined(self.writable() / asked, path)
+
+    def writable(self) -> Path:
+        """The first root that can be written. Raises PathRefused with NO_WRITABLE_FOLDER if there is none."""
+        for root in self.roots:
+            if os.access(root, os.W_OK):
+                return root
+        raise PathRefused("NO_WRITABLE_FOLDER", "None of the allowed folders can be written.")
+
+    def _confined(self, candidate: Path, said: str) -> Path:
+        try:
+            real = Path(os.path.realpath(candidate))
+        except (OSError, ValueError):
+            raise self._outside(said) from None
+        if not any(real.is_relative_to(root) for root in self.roots):
+            raise self._outside(said)
+        return real
+
+    def _outside(self, said: str) -> PathRefused:
+        return PathRefused(
+            "PATH_NOT_ALLOWED", f"{said!r} is outside the folders that nodes may touch (MIRRORFLOW_ALLOWED_ROOTS)."
+        )
+
+
+def _asked(path: str) -> Path:
+    if not path or "\0" in path:
+        raise PathRefused("PATH_NOT_ALLOWED", f"{path!r} is not the path of a file.")
+    return Path(path)

@@ -1,0 +1,78 @@
+"""The one door by which nodes reach the network: every HTTP client of a handler is made here.
+
+The clients ignore proxies and credentials of the environment, speak http and https only, and
+bound connections and waits. Rules about *which* addresses may be reached belong into
+``_checked``, through which every request, and every redirect, passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx
+
+#: Seconds: to connect, to read, to write, to get a connection of the pool. The attempt's timeout bounds them all.
+CONNECT, READ, WRITE, POOL = 10.0, 60.0, 60.0, 60.0
+MAX_REDIRECTS = 10
+MAX_CONNECTIONS = 200
+
+
+class Outbound:
+    """Makes the HTTP clients of this process, one of each kind, on first use (httpx is slow to import)."""
+
+    __slots__ = ("_client", "_sync_client")
+
+    def __init__(self) -> None:
+        self._client: httpx.AsyncClient | None = None
+        self._sync_client: httpx.Client | None = None
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The client for handlers on the loop."""
+        if self._client is None:
+            import httpx
+
+            async def check(request: httpx.Request) -> None:
+                _checked(request)
+
+            self._client = httpx.AsyncClient(
+                trust_env=False,
+                timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
+                max_redirects=MAX_REDIRECTS,
+                event_hooks={"request": [check]},
+            )
+        return self._client
+
+    @property
+    def sync_client(self) -> httpx.Client:
+        """The client for handlers in threads and processes."""
+        if self._sync_client is None:
+            import httpx
+
+            self._sync_client = httpx.Client(
+                trust_env=False,
+                timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
+                max_redirects=MAX_REDIRECTS,
+                event_hooks={"request": [_checked]},
+            )
+        return self._sync_client
+
+    async def close(self) -> None:
+        """Close what was opened; the object can be used again afterwards."""
+        client, sync_client = self._client, self._sync_client
+        self._client = self._sync_client = None
+        if client is not None:
+            await client.aclose()
+        if sync_client is not None:
+            sync_client.close()
+
+
+def _checked(request: httpx.Request) -> None:
+    """Raise httpx.UnsupportedProtocol for a request that may not leave."""
+    if request.url.scheme not in ("http", "https"):
+        import httpx
+
+        raise httpx.UnsupportedProtocol(f"Only http and https URLs can be requested, not {request.url.scheme!r}.")

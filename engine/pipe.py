@@ -1,0 +1,45 @@
+"""What the server and its child processes say to each other: frames of msgpack, each behind its length."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.calls import Beat, Broke, Call, Done, LogLine, Progress
+
+MAX_FRAME = 256 * 1024 * 1024
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The first frame to a child: where things are."""
+
+    roots: tuple[str, ...]
+    artifacts: str
+    parent: int
+
+
+class Invoke(msgspec.Struct, frozen=True, tag="invoke"):
+    """Make this attempt with the handler ``module:name``; ``memory_mb`` bounds the address space it may add."""
+
+    handler: str
+    call: Call
+    memory_mb: int | None = None
+
+
+class CantSay(msgspec.Struct, frozen=True, tag="cant_say"):
+    """The child could not tell its outcome."""
+
+    message: str
+
+
+ToChild = Hello | Invoke
+FromChild = LogLine | Progress | Beat | Done | Broke | CantSay
+
+_encoder = msgspec.msgpack.Encoder()
+to_child = msgspec.msgpack.Decoder(ToChild)
+from_child = msgspec.msgpack.Decoder(FromChild)
+
+
+def frame(message: ToChild | FromChild) -> bytes:
+    """The message as it goes over the pipe."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
