@@ -94,6 +94,7 @@ INSTANCE_TRANSITIONS: Mapping[tuple[InstanceStatus, type[e.Event]], InstanceStat
 NODE_TRANSITIONS: Mapping[tuple[NodeStatus, type[e.Event]], NodeStatus] = {
     (N.PENDING, e.NodeStarted): N.RUNNING,
     (N.PENDING, e.NodeSkipped): N.SKIPPED,
+    (N.PENDING, e.NodeFailed): N.FAILED,
     (N.RUNNING, e.NodeCompleted): N.COMPLETED,
     (N.RUNNING, e.NodeFailed): N.FAILED,
     (N.RUNNING, e.NodeCanceled): N.CANCELED,

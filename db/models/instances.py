@@ -99,6 +99,7 @@ class NodeExecution(Base):
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     completed_at: Mapped[datetime | None] = mapped_column(Instant)
     due_at: Mapped[datetime | None] = mapped_column(Instant)
+    started_seq: Mapped[int] = mapped_column(Integer)
     output: Mapped[Any] = mapped_column(Json)
     output_artifact: Mapped[Any] = mapped_column(Json)
     error: Mapped[Any] = mapped_column(Json)

@@ -1,0 +1,69 @@
+"""Many rows in few statements.
+
+sqlite3 lets go of the interpreter's lock at every step, and a busy process then waits for it again: row by row, a
+thousand rows cost a thousand waits. Statements of many rows, in a few fixed sizes so that both drivers can keep them
+prepared, cost one wait each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, Table
+from sqlalchemy.engine import Dialect
+
+_PARAMETERS = 30_000  # both databases allow 32,766 or more in a statement
+_SIZES = (256, 64, 16, 4, 1)
+
+
+def insert(
+    connection: Connection,
+    table: Table,
+    columns: tuple[str, ...],
+    rows: Sequence[Sequence[Any]],
+    *,
+    conflict: str = "",
+) -> None:
+    """Insert the rows, their values in the order of ``columns``; ``conflict`` is an ON CONFLICT clause."""
+    dialect = connection.dialect
+    processors = _processors(dialect, table, columns)
+    converted = [
+        [value if process is None else process(value) for process, value in zip(processors, row, strict=True)]
+        for row in rows
+    ]
+    start = 0
+    for size in _sizes(len(converted), len(columns)):
+        values = [value for row in converted[start : start + size] for value in row]
+        connection.exec_driver_sql(_statement(dialect.paramstyle, table, columns, size, conflict), tuple(values))
+        start += size
+
+
+def upsert(key: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    """The ON CONFLICT clause that takes the new row's values for every column but the key's."""
+    taken = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
+    return f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {taken}"
+
+
+def _sizes(rows: int, columns: int) -> Iterable[int]:
+    largest = max(1, _PARAMETERS // columns)
+    while rows:
+        size = next(size for size in _SIZES if size <= min(rows, largest))
+        yield size
+        rows -= size
+
+
+@lru_cache(maxsize=256)
+def _statement(paramstyle: str, table: Table, columns: tuple[str, ...], rows: int, conflict: str) -> str:
+    width = len(columns)
+    values = ", ".join(
+        "(" + ", ".join("?" if paramstyle == "qmark" else f"${row * width + i + 1}" for i in range(width)) + ")"
+        for row in range(rows)
+    )
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {values}{conflict}"
+
+
+@lru_cache(maxsize=256)
+def _processors(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> list[Any]:
+    return [table.c[column].type.dialect_impl(dialect).bind_processor(dialect) for column in columns]

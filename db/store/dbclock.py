@@ -1,0 +1,31 @@
+"""The database's own clock: the only one that leases are measured by, since every process sees the same."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement
+
+from db.base import Instant
+
+
+class db_now(ColumnElement[datetime]):  # noqa: N801  (reads as the SQL function that it is)
+    """``db_now(15)``: the database's present instant, plus some seconds."""
+
+    inherit_cache = False
+    type = Instant()
+
+    def __init__(self, plus_seconds: float = 0) -> None:
+        self.plus_seconds = float(plus_seconds)
+
+
+@compiles(db_now, "sqlite")
+def _sqlite(element: db_now, compiler: Any, **_: Any) -> str:
+    return f"(strftime('%Y-%m-%dT%H:%M:%f', 'now', '{element.plus_seconds:+.3f} seconds') || '000Z')"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql(element: db_now, compiler: Any, **_: Any) -> str:
+    return f"(clock_timestamp() + interval '{element.plus_seconds:.3f} seconds')"

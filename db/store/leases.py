@@ -1,0 +1,126 @@
+"""Who holds which instance, and which instances nobody holds who should.
+
+A lease is measured on the database's clock alone. A claim adds one to the fence; only who knows the newest fence can
+append, so a worker that slept past its lease can write nothing, however long it believes to hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
+
+from db.models import Instance
+from db.store.dbclock import db_now
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease that was just taken. ``lost_claims``: workers that died holding this instance without any progress."""
+
+    instance_id: str
+    project_id: str
+    version_id: str
+    fence: int
+    priority: int
+    lost_claims: int
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An instance that nobody holds and that has something to do."""
+
+    instance_id: str
+    priority: int
+    created_at: datetime
+
+
+def claim(connection: Connection, worker: str, instance_ids: Sequence[str], lease_s: float) -> list[Claim]:
+    """Take the leases that are free; who finds one taken, or the instance ended, gets no Claim for it."""
+    if not instance_ids:
+        return []
+    died = and_(Instance.owner.is_not(None), Instance.lease_until.is_not(None))
+    statement = (
+        update(Instance)
+        .where(Instance.id.in_(list(instance_ids)), Instance.completed_at.is_(None), _free())
+        .values(
+            owner=worker,
+            fence=Instance.fence + 1,
+            lease_until=db_now(lease_s),
+            due_at=None,
+            lost_claims=case((died, Instance.lost_claims + 1), else_=Instance.lost_claims),
+        )
+        .returning(
+            Instance.id,
+            Instance.project_id,
+            Instance.version_id,
+            Instance.fence,
+            Instance.priority,
+            Instance.lost_claims,
+        )
+    )
+    rows = connection.execute(statement, execution_options={"synchronize_session": False})
+    return [Claim(*row) for row in rows.tuples()]
+
+
+def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: float) -> set[str]:
+    """Extend the leases that are still held; the ids of those that are."""
+    if not fences:
+        return set()
+    statement = (
+        update(Instance)
+        .where(Instance.id.in_(list(fences)), Instance.owner == worker)
+        .values(lease_until=db_now(lease_s))
+        .returning(Instance.id, Instance.fence)
+    )
+    rows = connection.execute(statement, execution_options={"synchronize_session": False})
+    return {id for id, fence in rows.tuples() if fences[id] == fence}
+
+
+def release(connection: Connection, worker: str, instance_ids: Sequence[str]) -> None:
+    """Give leases back without an append, for others to claim at once."""
+    connection.execute(
+        update(Instance)
+        .where(Instance.id.in_(list(instance_ids)), Instance.owner == worker)
+        .values(owner=None, lease_until=None),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def expire_all(connection: Connection) -> int:
+    """End every lease now. Only for a process that knows itself to be the only one on this database, at its start."""
+    result = connection.execute(
+        update(Instance).where(Instance.lease_until.is_not(None)).values(lease_until=db_now()),
+        execution_options={"synchronize_session": False},
+    )
+    return result.rowcount
+
+
+def due(connection: Connection, limit: int) -> list[Due]:
+    """Instances to be woken: never claimed, or their lease ran out, or their time has come; urgent ones first."""
+    waiting = or_(
+        and_(Instance.owner.is_(None), Instance.lease_until.is_(None), Instance.status == "PENDING"),
+        and_(Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
+        and_(Instance.lease_until.is_(None), Instance.due_at.is_not(None), Instance.due_at <= db_now()),
+    )
+    query = (
+        select(Instance.id, Instance.priority, Instance.created_at)
+        .where(Instance.completed_at.is_(None), waiting)
+        .order_by(Instance.priority.desc(), Instance.created_at)
+        .limit(limit)
+    )
+    return [Due(*row) for row in connection.execute(query).tuples()]
+
+
+def next_due(connection: Connection) -> datetime | None:
+    """The earliest instant at which an instance that nobody holds wants to be woken."""
+    query = select(func.min(Instance.due_at)).where(
+        Instance.completed_at.is_(None), Instance.lease_until.is_(None), Instance.due_at.is_not(None)
+    )
+    return connection.execute(query).scalar()
+
+
+def _free() -> ColumnElement[bool]:
+    return or_(Instance.lease_until.is_(None), Instance.lease_until <= db_now())
