@@ -18,7 +18,7 @@ class User(Protocol):
     """Whoever a token stands for."""
 
     @property
-    def id(self) -> str:
+    def user_id(self) -> str:
         """Stable; sockets are counted by it."""
 
 

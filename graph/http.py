@@ -84,8 +84,11 @@ class GraphQLOverHTTP:
 
 
 async def body(request: Request, limit: int) -> bytes:
-    """The request's body. Raises RequestError 413 as soon as it is known to be longer than ``limit`` bytes."""
-    too_large = RequestError(413, "BODY_TOO_LARGE", f"The body is limited to {limit:,} bytes.", {"connection": "close"})
+    """The request's body. Raises RequestError 413 as soon as it is known to be longer than ``limit`` bytes.
+
+    What still arrives then is thrown away piece by piece: hanging up would lose the client our answer.
+    """
+    too_large = RequestError(413, "BODY_TOO_LARGE", f"The body is limited to {limit:,} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large

@@ -79,7 +79,7 @@ class GraphQLOverWebSocket:
         finally:
             self.execution.metrics.sockets.dec()
             if conversation.user is not None:
-                self.sockets[conversation.user.id] -= 1
+                self.sockets[conversation.user.user_id] -= 1
                 self.sockets += Counter()  # forgets those at zero
 
 
@@ -157,9 +157,9 @@ class _Conversation:
         user = await self.endpoint.authenticate(self._token) if self._token else None
         if user is None:
             raise Closed(4403, "Forbidden: send a valid token as connection parameter 'Authorization'")
-        if self.endpoint.sockets[user.id] >= self.limits.sockets_per_user:
+        if self.endpoint.sockets[user.user_id] >= self.limits.sockets_per_user:
             raise Closed(4429, f"Too many sockets: {self.limits.sockets_per_user} per user")
-        self.endpoint.sockets[user.id] += 1
+        self.endpoint.sockets[user.user_id] += 1
         self.user = user
         await self._send({"type": "connection_ack"})
 
@@ -173,7 +173,7 @@ class _Conversation:
             except WorkflowError as error:  # the database is away; it says nothing about the token
                 log.warning("token not checked", request_id=self._request_id, error=error.message)
                 continue
-            if user is None or self.user is None or user.id != self.user.id:
+            if user is None or self.user is None or user.user_id != self.user.user_id:
                 raise Closed(4403, "Forbidden: the token is no longer valid")
             await self._send({"type": "ping"})
 
