@@ -107,6 +107,17 @@ class Edge(msgspec.Struct, frozen=True):
     mapping: dict[str, Any] = {}
 
 
+class TypeInfo(msgspec.Struct, frozen=True):
+    """What a definition's reader knows about a node type: its name and the JSON Schema of its parameters."""
+
+    name: str
+    parameters_schema: dict[str, Any] = {}
+
+
+#: Types of triggers that a definition may name.
+TRIGGER_TYPES = ("manual", "api", "schedule", "filesystem", "webhook", "condition")
+
+
 class TriggerSpec(msgspec.Struct, frozen=True):
     """What starts a workflow by itself, and how its payload becomes the input."""
 

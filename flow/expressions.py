@@ -98,12 +98,8 @@ def compiled(expression: str) -> Expression:
         raise ExpressionError(_unreadable(expression, error.lex_position, what)) from None
     except RecursionError:
         raise ExpressionError(f"The expression {_shown(expression)} is nested too deeply.") from None
-    if _depth(ast) > MAX_NESTING:
-        raise ExpressionError(
-            f"The expression {_shown(expression)} is nested deeper than {MAX_NESTING}; split it over several nodes."
-        )
-    _check_functions(expression, ast)
-    if (amplification := _amplification(ast)) > MAX_AMPLIFICATION:
+    amplification = 1
+    if _checked(expression, ast) and (amplification := _amplification(ast)) > MAX_AMPLIFICATION:
         raise ExpressionError(
             f"The expression {_shown(expression)} could make its data more than {MAX_AMPLIFICATION:,} times larger."
         )
@@ -256,19 +252,38 @@ def template(text: str) -> tuple[Part, ...]:
 
 
 def _parts(text: str) -> tuple[Part, ...]:
-    parts: list[Part] = []
+    return tuple(compiled(piece) if within else piece for within, piece in _pieces(text))
+
+
+def _pieces(text: str) -> Iterator[tuple[bool, str]]:
+    """The literal texts (False) and the texts of expressions (True). Raises ExpressionError for an open template."""
     position = 0
     while (start := text.find("{{", position)) >= 0:
         if start > position:
-            parts.append(text[position:start])
+            yield False, text[position:start]
         end = _template_end(text, start + 2)
         if end is None:
             raise ExpressionError(f"The template {_shown(text[start : start + 200])} is not closed by '}}}}'.")
-        parts.append(compiled(text[start + 2 : end].strip()))
+        yield True, text[start + 2 : end].strip()
         position = end + 2
     if position < len(text):
-        parts.append(text[position:])
-    return tuple(parts)
+        yield False, text[position:]
+
+
+def expressions_in(text: str) -> tuple[list[Expression], list[ExpressionError]]:
+    """Every expression of a template, and every error in it: the one doesn't hide the other."""
+    found: list[Expression] = []
+    errors: list[ExpressionError] = []
+    try:
+        for within, piece in _pieces(text):
+            if within:
+                try:
+                    found.append(compiled(piece))
+                except ExpressionError as error:
+                    errors.append(error)
+    except ExpressionError as error:
+        errors.append(error)
+    return found, errors
 
 
 _template = lru_cache(maxsize=4_096)(_parts)
@@ -316,38 +331,47 @@ def pointer_token(key: object) -> str:
 
 
 def _children(ast: jmes.Ast) -> list[jmes.Ast]:
+    children: list[jmes.Ast] = ast["children"]
+    if ast["type"] != "slice":
+        return children
     # A slice holds plain numbers instead of trees.
     return [child for child in ast["children"] if isinstance(child, dict)]
 
 
-def _walk(ast: jmes.Ast) -> Iterator[tuple[int, jmes.Ast]]:
+_BUILDING = frozenset({"multi_select_list", "multi_select_dict", "function_expression"})
+
+
+def _checked(expression: str, ast: jmes.Ast) -> bool:
+    """Refuse what is nested too deeply, or calls what isn't there; whether anything in it can build new values."""
+    builds = False
     stack = [(1, ast)]
     while stack:
-        depth, current = stack.pop()
-        yield depth, current
-        stack.extend((depth + 1, child) for child in _children(current))
-
-
-def _depth(ast: jmes.Ast) -> int:
-    return max(depth for depth, _ in _walk(ast))
-
-
-def _check_functions(expression: str, ast: jmes.Ast) -> None:
-    for _, node in _walk(ast):
-        if node["type"] != "function_expression":
-            continue
-        name, given = node["value"], len(node["children"])
-        if name not in jmes.FUNCTIONS:
+        depth, node = stack.pop()
+        if depth > MAX_NESTING:
             raise ExpressionError(
-                f"The expression {_shown(expression)} calls {name}(), which JMESPath doesn't have. "
-                f"There are: {', '.join(sorted(jmes.FUNCTIONS))}."
+                f"The expression {_shown(expression)} is nested deeper than {MAX_NESTING}; split it over several nodes."
             )
-        wanted, more = jmes.FUNCTIONS[name]
-        if given < wanted or (given > wanted and not more):
-            least = "at least " if more else ""
-            raise ExpressionError(
-                f"The expression {_shown(expression)} gives {name}() {given} arguments; it takes {least}{wanted}."
-            )
+        if node["type"] in _BUILDING:
+            builds = True
+            if node["type"] == "function_expression":
+                _check_call(expression, node["value"], len(node["children"]))
+        for child in _children(node):
+            stack.append((depth + 1, child))
+    return builds
+
+
+def _check_call(expression: str, name: str, given: int) -> None:
+    if name not in jmes.FUNCTIONS:
+        raise ExpressionError(
+            f"The expression {_shown(expression)} calls {name}(), which JMESPath doesn't have. "
+            f"There are: {', '.join(sorted(jmes.FUNCTIONS))}."
+        )
+    wanted, more = jmes.FUNCTIONS[name]
+    if given < wanted or (given > wanted and not more):
+        least = "at least " if more else ""
+        raise ExpressionError(
+            f"The expression {_shown(expression)} gives {name}() {given} arguments; it takes {least}{wanted}."
+        )
 
 
 def _amplification(ast: jmes.Ast) -> int:

@@ -163,6 +163,14 @@ def _scalar(text: str, line: int) -> Any:
     return text
 
 
+def yaml_scalar(text: str) -> Any:
+    """What a text that stands in YAML without quotes is read as."""
+    try:
+        return _scalar(text, 0)
+    except Invalid:
+        return None
+
+
 def _yaml(text: str) -> Any:
     try:
         return _YamlReader().read(text)

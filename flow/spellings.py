@@ -1,0 +1,134 @@
+"""Older spellings of a definition, brought to the canonical one.
+
+``node_id``, ``node_type``, edges ``from``/``to``; a definition under ``workflow_config`` with the batch
+fields around it; a ComfyUI API-format graph. Nothing is lost: what has no place in a definition is kept under
+``metadata.legacy``. The reader's problems still point into the document as it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+COMFYUI_TYPE = "comfyui/prompt"
+
+_NODE = {"node_id": "id", "node_type": "type"}
+_EDGE = {"from": "source", "to": "target"}
+_MANUAL = {"id": "manual", "type": "manual"}
+#: Keys of the batch form that a definition has too, and means the same by.
+_SHARED = ("name", "display_name", "description", "scenario", "parameters", "tags", "metadata")
+
+
+@dataclass(slots=True)
+class Spelled:
+    """A document in canonical keys, and where its parts were.
+
+    ``sections`` were moved and ``names`` changed: canonical pointer → given pointer.
+    """
+
+    document: dict[str, Any]
+    sections: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    #: What was made up → where it was made from.
+    made: dict[str, str] = field(default_factory=dict)
+
+    def given(self, pointer: str) -> str:
+        """Where a place of the canonical document is in the document as given."""
+        renamed = _replaced(pointer, self.names)
+        moved = _replaced(renamed, self.sections)
+        if moved != renamed:
+            return moved
+        section = "/".join(renamed.split("/", 2)[:2])
+        return self.made.get(section, renamed)
+
+
+def _replaced(pointer: str, prefixes: Mapping[str, str]) -> str:
+    head, tail = pointer, ""
+    while head and prefixes:
+        if head in prefixes:
+            return prefixes[head] + tail
+        head, _, last = head.rpartition("/")
+        tail = f"/{last}{tail}"
+    return pointer
+
+
+def is_comfyui_graph(document: Any) -> bool:
+    """Whether this is ComfyUI's API format: every value is ``{"class_type": …, "inputs": …}``."""
+    return (
+        isinstance(document, dict)
+        and bool(document)
+        and all(isinstance(node, dict) and isinstance(node.get("class_type"), str) for node in document.values())
+    )
+
+
+def canonical(document: dict[str, Any]) -> Spelled:
+    """The document in canonical keys; the given one is not changed."""
+    if is_comfyui_graph(document):
+        return _comfyui(document, {"name": "comfyui-graph"}, "")
+    if isinstance(document.get("workflow_config"), dict):
+        return _batch(document)
+    return _renamed(document, {})
+
+
+def _batch(document: Mapping[str, Any]) -> Spelled:
+    config: dict[str, Any] = document["workflow_config"]
+    shared = {key: document[key] for key in _SHARED if document.get(key) is not None}
+    legacy = {key: value for key, value in document.items() if key not in _SHARED and key != "workflow_config"}
+    if is_comfyui_graph(config):
+        spelled = _comfyui(config, shared, "/workflow_config")
+        moved, made = spelled.sections, spelled.made
+        body = spelled.document
+    else:
+        # The fields around the definition win over the same fields inside; nothing differing is dropped silently.
+        inner = {key: value for key, value in config.items() if key in shared and value != shared[key]}
+        if inner:
+            legacy["workflow_config"] = inner
+        body = {**config, **shared}
+        made = {}
+        moved = {f"/{key}": f"/workflow_config/{key}" for key in config if key not in shared}
+        if "triggers" not in body:
+            body["triggers"] = [dict(_MANUAL)]
+    if legacy:
+        metadata = body.get("metadata")
+        if metadata is None or isinstance(metadata, dict):
+            body["metadata"] = {**(metadata or {}), "legacy": legacy}
+    spelled = _renamed(body, moved)
+    spelled.made = made
+    return spelled
+
+
+def _comfyui(graph: Mapping[str, Any], around: Mapping[str, Any], pointer: str) -> Spelled:
+    node = {"id": "prompt", "type": COMFYUI_TYPE, "parameters": {"prompt": dict(graph)}}
+    document = {**around, "triggers": [dict(_MANUAL)], "nodes": [node]}
+    return Spelled(document, {"/nodes/0/parameters/prompt": pointer}, made={"/nodes": pointer, "/triggers": pointer})
+
+
+_SPELLINGS: tuple[tuple[str, dict[str, str]], ...] = (("nodes", _NODE), ("edges", _EDGE))
+
+
+def _renamed(document: dict[str, Any], sections: dict[str, str]) -> Spelled:
+    result = dict(document)
+    names: dict[str, str] = {}
+    for section, spellings in _SPELLINGS:
+        items = document.get(section)
+        if not isinstance(items, list):
+            continue
+        renamed_items = []
+        for number, item in enumerate(items):
+            if isinstance(item, dict) and not spellings.keys().isdisjoint(item):
+                renamed: dict[str, Any] = {}
+                for key, value in item.items():
+                    new = spellings[key] if key in spellings else key  # noqa: SIM401
+                    # Both spellings in one object: if they differ the old one stays, as an unknown key.
+                    if new != key and new in item:
+                        if item[new] != value:
+                            renamed[key] = value
+                        continue
+                    if new != key:
+                        names[f"/{section}/{number}/{new}"] = f"/{section}/{number}/{key}"
+                    renamed[new] = value
+                item = renamed
+            renamed_items.append(item)
+        result[section] = renamed_items
+    return Spelled(result, sections, names)

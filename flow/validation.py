@@ -1,0 +1,228 @@
+"""What a definition must mean, beyond its shape: types and their parameters, schedules, schemas, expressions.
+
+Every check looks at the whole draft and tells all it finds; none stops the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
+
+from flow import cron, graphcheck, jsonschemas, mapping
+from flow.definition import MAX_DEPTH, TRIGGER_TYPES, TypeInfo
+from flow.expressions import Expression, ExpressionError, compiled, expressions_in, pointer_token, templates
+from flow.problems import ProblemCode, Problems, listed, shown
+from flow.reading import Draft
+
+__all__ = ["ProblemCode", "check"]
+
+
+def check(draft: Draft, types: Mapping[str, TypeInfo], problems: Problems) -> None:
+    """Add every problem of the draft's meaning."""
+    _check_triggers(draft, problems)
+    _check_input_schema(draft, problems)
+    if draft.too_large:
+        return
+    _check_types(draft, types, problems)
+    graph = graphcheck.graph(draft, problems)
+    components = graphcheck.check(graph, problems)
+    _check_edges(draft, problems)
+    _check_templates(draft, graph, components, problems)
+    _check_output_mapping(draft, graph, problems)
+
+
+# ---- triggers -------------------------------------------------------------------------------------------------
+
+
+def _check_triggers(draft: Draft, problems: Problems) -> None:
+    seen: dict[str, int] = {}
+    for place, trigger in enumerate(draft.triggers):
+        if trigger is None:
+            continue
+        pointer = f"/triggers/{place}"
+        if (id := trigger.get("id")) is not None:
+            if id in seen:
+                message = f"The id {id!r} is taken by trigger {seen[id]} of the list; give each trigger its own."
+                problems.add(f"{pointer}/id", ProblemCode.DUPLICATE_ID, message)
+            seen.setdefault(id, place)
+        kind = trigger.get("type")
+        if kind is not None and kind not in TRIGGER_TYPES:
+            meant = problems.did_you_mean(kind, TRIGGER_TYPES)
+            message = f"There is no trigger type {shown(kind)}; there are {listed(TRIGGER_TYPES)}.{meant}"
+            problems.add(f"{pointer}/type", ProblemCode.UNKNOWN_TRIGGER_TYPE, message)
+        if kind == "schedule":
+            _check_schedule(trigger.get("config", {}), f"{pointer}/config", problems)
+        _check_mapping(trigger.get("input_mapping", {}), f"{pointer}/input_mapping", problems)
+
+
+def _check_schedule(config: dict[str, Any], pointer: str, problems: Problems) -> None:
+    expression = config.get("cron")
+    if not isinstance(expression, str):
+        message = "A schedule needs 'cron', a text such as '0 9 * * MON-FRI'."
+        problems.add(f"{pointer}/cron", ProblemCode.BAD_CRON, message)
+    else:
+        try:
+            cron.parse(expression)
+        except ValueError as error:
+            message = f"The cron expression {shown(expression)} can't be used: {error}."
+            problems.add(f"{pointer}/cron", ProblemCode.BAD_CRON, message)
+    zone = config.get("timezone")
+    if zone is not None and not (isinstance(zone, str) and is_time_zone(zone)):
+        meant = problems.did_you_mean(zone, _zones()) if isinstance(zone, str) else ""
+        message = f"There is no time zone {shown(zone)}; write one like 'Europe/Berlin' or 'UTC'.{meant}"
+        problems.add(f"{pointer}/timezone", ProblemCode.BAD_TIME_ZONE, message)
+
+
+@lru_cache(maxsize=1_024)
+def is_time_zone(name: str) -> bool:
+    """Whether the IANA database has this zone."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+# ---- schemas --------------------------------------------------------------------------------------------------
+
+
+def _check_input_schema(draft: Draft, problems: Problems) -> None:
+    schema = draft.fields.get("input_schema")
+    if schema is not None and (fault := jsonschemas.schema_fault(schema)) is not None:
+        pointer, sentence = fault
+        message = f"The input schema is not a JSON Schema: {sentence}"
+        problems.add(f"/input_schema{pointer}", ProblemCode.BAD_INPUT_SCHEMA, message)
+
+
+def _check_types(draft: Draft, types: Mapping[str, TypeInfo], problems: Problems) -> None:
+    validators: dict[str, Any] = {}
+    # Large workflows repeat themselves; the same parameters of the same type are checked once.
+    checked: dict[tuple[str, str], list[jsonschemas.Mismatch]] = {}
+    for place, node in enumerate(draft.nodes):
+        kind = node.get("type") if node is not None else None
+        if node is None or kind is None:
+            continue
+        info = types.get(kind)
+        if info is None:
+            message = f"There is no node type {shown(kind)}.{problems.did_you_mean(kind, types)}"
+            problems.add(f"/nodes/{place}/type", ProblemCode.UNKNOWN_TYPE, message)
+            continue
+        parameters = node.get("parameters", {})
+        key = (kind, json.dumps(parameters, sort_keys=True))
+        if key not in checked:
+            if kind not in validators:
+                validators[kind] = jsonschemas.validator(info.parameters_schema)
+            checked[key] = jsonschemas.mismatches(validators[kind], parameters, templates=True)
+        for mismatch in checked[key]:
+            pointer = f"/nodes/{place}/parameters{mismatch.pointer}"
+            message = f"Not as {kind} takes its parameters: {mismatch.message}"
+            problems.add(pointer, ProblemCode.BAD_PARAMETERS, message)
+
+
+# ---- expressions ----------------------------------------------------------------------------------------------
+
+
+def _check_edges(draft: Draft, problems: Problems) -> None:
+    for place, edge in enumerate(draft.edges):
+        if edge is None:
+            continue
+        if (condition := edge.get("condition")) is not None:
+            _check_condition(condition, f"/edges/{place}/condition", problems)
+        if edge.get("mapping"):
+            _check_mapping(edge["mapping"], f"/edges/{place}/mapping", problems)
+
+
+def _check_condition(condition: str, pointer: str, problems: Problems) -> None:
+    if condition.strip().startswith("{{"):
+        message = "A condition is an expression, not a template; write it without the braces."
+        problems.add(pointer, ProblemCode.BAD_EXPRESSION, message)
+        return
+    try:
+        compiled(condition)
+    except ExpressionError as error:
+        problems.add(pointer, ProblemCode.BAD_EXPRESSION, error.message)
+
+
+def _check_mapping(rules: dict[str, Any], pointer: str, problems: Problems) -> list[tuple[str, Expression]]:
+    """Check targets and sources; gives each source's pointer and expression."""
+    sources: list[tuple[str, Expression]] = []
+    for target, source in rules.items():
+        at = f"{pointer}/{pointer_token(target)}"
+        segments = target.split(".")
+        if not all(segments) or len(segments) > MAX_DEPTH:
+            message = f"The target {shown(target)} is not a path; write names with dots between, like 'meta.faces'."
+            problems.add(at, ProblemCode.BAD_MAPPING, message)
+        if isinstance(source, str) and "{{" in source:
+            message = "A mapping takes '$.path' or a plain value, not a template."
+            problems.add(at, ProblemCode.BAD_MAPPING, message)
+            continue
+        try:
+            expression = mapping.path(source)
+        except ExpressionError as error:
+            problems.add(at, ProblemCode.BAD_EXPRESSION, error.message)
+            continue
+        if expression is not None:
+            sources.append((at, expression))
+    return sources
+
+
+def _check_output_mapping(draft: Draft, graph: graphcheck.Graph, problems: Problems) -> None:
+    for pointer, expression in _check_mapping(draft.fields.get("output_mapping", {}), "/output_mapping", problems):
+        for id in sorted(expression.references.nodes):
+            if id not in graph.index:
+                _tell_unknown(id, expression, pointer, graph, problems)
+        _check_secrets(expression, pointer, problems)
+
+
+def _check_templates(draft: Draft, graph: graphcheck.Graph, components: list[list[int]], problems: Problems) -> None:
+    named: list[tuple[int, int, str, Expression]] = []
+    for place, node in enumerate(draft.nodes):
+        if node is None:
+            continue
+        own = graph.index.get(node.get("id", ""))
+        for pointer, expression in _template_expressions(node, f"/nodes/{place}", problems):
+            _check_secrets(expression, pointer, problems)
+            for id in sorted(expression.references.nodes):
+                if id not in graph.index:
+                    _tell_unknown(id, expression, pointer, graph, problems)
+                elif own is not None:
+                    named.append((own, graph.index[id], pointer, expression))
+    before, bits = graphcheck.ancestors(graph, components, (other for _, other, _, _ in named))
+    for own, other, pointer, expression in named:
+        if not before[own] & bits[other]:
+            id, this = graph.ids[other], graph.ids[own]
+            why = "that is the node itself" if own == other else f"no path leads from {id!r} to {this!r}"
+            message = f"{{{{ {expression.text} }}}} names {id!r}, which can't have run before {this!r}: {why}."
+            problems.add(pointer, ProblemCode.TEMPLATE_LATER_NODE, message)
+
+
+def _template_expressions(node: dict[str, Any], pointer: str, problems: Problems) -> Iterator[tuple[str, Expression]]:
+    cache = node.get("cache")
+    texts = [*templates(node.get("parameters", {}), f"{pointer}/parameters")]
+    if cache is not None and cache.key is not None:
+        texts.extend(templates(cache.key, f"{pointer}/cache/key"))
+    for at, text in texts:
+        found, errors = expressions_in(text)
+        for error in errors:
+            problems.add(at, ProblemCode.BAD_EXPRESSION, error.message)
+        yield from ((at, expression) for expression in found)
+
+
+def _tell_unknown(id: str, expression: Expression, pointer: str, graph: graphcheck.Graph, problems: Problems) -> None:
+    meant = problems.did_you_mean(id, graph.ids) if len(graph.ids) <= 500 else ""
+    message = f"{shown(expression.text, 200)} names the node {shown(id)}, which this workflow doesn't have.{meant}"
+    problems.add(pointer, ProblemCode.TEMPLATE_UNKNOWN_NODE, message)
+
+
+def _check_secrets(expression: Expression, pointer: str, problems: Problems) -> None:
+    if "secrets" in expression.references.names:
+        message = "Secrets are not available in this release; give the value by 'parameters' or the input."
+        problems.add(pointer, ProblemCode.SECRETS_UNAVAILABLE, message)
