@@ -91,7 +91,8 @@ Cost = int | Sum | Times
 class Measure:
     """What a selection set asks for, its fragments included.
 
-    ``depth`` is the longest chain of fields, ``fields`` the fields directly at this level.
+    ``depth`` is the longest chain of fields, ``fields`` the fields directly at this level;
+    a field that is repeated beside itself counts with the ``aliases``.
     Cost is split: ``item_cost`` is the part under ``nodes`` or ``edges``, which a connection
     pays per item, ``cost`` the rest.
     """
@@ -136,7 +137,12 @@ def refusals(
     for node, measure in measured:
         for code, what, limit, actual in (
             ("DEPTH_LIMIT_EXCEEDED", "The depth of an operation", limits.depth, measure.depth),
-            ("ALIAS_LIMIT_EXCEEDED", "The number of aliases in an operation", limits.aliases, measure.aliases),
+            (
+                "ALIAS_LIMIT_EXCEEDED",
+                "The number of aliases and repeated fields in an operation",
+                limits.aliases,
+                measure.aliases,
+            ),
             ("ROOT_FIELD_LIMIT_EXCEEDED", "The number of root fields", limits.root_fields, measure.fields),
         ):
             if actual > limit:
@@ -157,19 +163,29 @@ class _Walk:
         self.fragments: dict[tuple[str, bool], Measure] = {}
 
     def selections(
-        self, selection_set: SelectionSetNode | None, parent: GraphQLNamedType | None, *, root: bool = False
+        self,
+        selection_set: SelectionSetNode | None,
+        parent: GraphQLNamedType | None,
+        *,
+        root: bool = False,
+        seen: set[str] | None = None,
     ) -> Measure:
+        seen = set() if seen is None else seen
         depth = aliases = fields = 0
         costs: list[Cost] = []
         item_costs: list[Cost] = []
         for node in selection_set.selections if selection_set else ():
             match node:
                 case FieldNode():
+                    key = (node.alias or node.name).value
+                    # Validation compares all fields of one name in pairs: 480 of them took it 0.8 s.
+                    aliases += node.alias is not None or key in seen
+                    seen.add(key)
                     part = self.field(node, parent, root=root)
                 case InlineFragmentNode():
                     named = node.type_condition
                     inner = self.schema.get_type(named.name.value) if named else parent
-                    part = self.selections(node.selection_set, inner, root=root)
+                    part = self.selections(node.selection_set, inner, root=root, seen=seen)
                 case FragmentSpreadNode():
                     part = self.fragment(node.name.value, root=root)
                 case _:
@@ -191,17 +207,16 @@ class _Walk:
         return self.fragments[key]
 
     def field(self, node: FieldNode, parent: GraphQLNamedType | None, *, root: bool) -> Measure:
-        aliases = 1 if node.alias else 0
         name = node.name.value
         if root and name in ("__schema", "__type"):
             # The whole introspection query is deeper than any other; graphql-core bounds its nesting by a rule.
-            return Measure(1, aliases, 1)
+            return Measure(1, 0, 1)
         definition = getattr(parent, "fields", {}).get(name) if is_composite_type(parent) else None
         kind = get_named_type(definition.type) if definition else None
         inner = self.selections(node.selection_set, kind)
         if definition is None or isinstance(kind, (GraphQLScalarType, GraphQLEnumType)):
-            return Measure(inner.depth + 1, inner.aliases + aliases, 1)
-        depth, aliases = inner.depth + 1, inner.aliases + aliases
+            return Measure(inner.depth + 1, inner.aliases, 1)
+        depth, aliases = inner.depth + 1, inner.aliases
         count = self.count(node, definition)
         if _named(kind, "Connection"):
             return Measure(depth, aliases, 1, _sum(1, inner.cost, _fold(Times(count, inner.item_cost))))
