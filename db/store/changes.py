@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from db.models import Project
 from flow.errors import NotFound
@@ -24,3 +24,11 @@ def take(conn: Connection, project_id: str, n: int = 1) -> int:
     if last is None:
         raise NotFound("project", project_id)
     return int(last) - n + 1
+
+
+def newest(conn: Connection, project_id: str) -> int:
+    """The last place that was given out. Raises NotFound if there is no such project."""
+    last = conn.execute(select(Project.change_seq).where(Project.id == project_id)).scalar_one_or_none()
+    if last is None:
+        raise NotFound("project", project_id)
+    return int(last)

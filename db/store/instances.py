@@ -96,4 +96,5 @@ def inbox(connection: Connection, instance_ids: Sequence[str]) -> dict[str, list
 
 
 def _letter(data: Any) -> e.AnyEvent:
-    return msgspec.convert(data, e.AnyEvent)
+    event: e.AnyEvent = msgspec.convert(data, e.AnyEvent)
+    return event

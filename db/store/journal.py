@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Table, delete, select
 
 from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution
 from db.store import bulk, changes
+from db.store.dbclock import db_now
 from flow import events as e
 from flow.history import NodeState, Snapshot
 from flow.states import InstanceStatus
@@ -25,12 +26,14 @@ from flow.states import InstanceStatus
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A new instance with its event 1. ``worker``: claimed at once for that worker, for ``lease_until``."""
+    """A new instance with its event 1. With ``worker``, it is claimed at once for that worker (its fence is 1)."""
 
     instance_id: str
     project_id: str
     created: e.Recorded
     idempotency_key: str | None = None
+    worker: str | None = None
+    lease_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ def instance_row(instance_id: str, project_id: str, snapshot: Snapshot) -> tuple
         snapshot.created_at,
         created.created_by,
         snapshot.status.value,
-        snapshot.output,
+        None if snapshot.artifact is not None else snapshot.output,
         _builtins(snapshot.artifact),
         _builtins(snapshot.error),
         snapshot.started_at,
@@ -241,7 +244,8 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
     _upsert_nodes(connection, accepted)
     _insert_artifacts(connection, accepted)
     more = _settle_inbox(connection, accepted)
-    for entry in (*fresh, *accepted):
+    written: list[Entry] = [*fresh, *accepted]
+    for entry in written:
         last = places[id(entry)] + (len(entry.events) if isinstance(entry, Append) else 1) - 1
         outcomes[id(entry)] = Committed(last, more=entry.instance_id in more)
     return [outcomes[id(entry)] for entry in group]
@@ -275,9 +279,9 @@ def _existing(connection: Connection, creates: Sequence[Create]) -> dict[tuple[s
         query = select(t.id, t.project_id, t.idempotency_key, t.change_seq).where(t.idempotency_key.in_(keys))
         for row in connection.execute(query):
             found[row.project_id, row.idempotency_key] = Exists(row.id, row.change_seq)
-    query = select(t.id, t.project_id, t.change_seq).where(t.id.in_(ids))
-    for row in connection.execute(query):
-        found[row.project_id, row.id] = Exists(row.id, row.change_seq)
+    again = select(t.id, t.project_id, t.change_seq).where(t.id.in_(ids))
+    for id, project_id, change_seq in connection.execute(again).tuples():
+        found[project_id, id] = Exists(id, change_seq)
     return found
 
 
@@ -298,6 +302,8 @@ def _places(connection: Connection, entries: Sequence[Entry]) -> dict[int, int]:
 
 def _insert_new(connection: Connection, creates: Sequence[Create], places: dict[int, int]) -> None:
     rows = []
+    leases = {create.lease_s for create in creates if create.worker is not None}
+    until = {lease_s: connection.execute(select(db_now(lease_s))).scalar_one() for lease_s in leases}
     for create in creates:
         snapshot = Snapshot()
         snapshot.apply(create.created)
@@ -306,7 +312,8 @@ def _insert_new(connection: Connection, creates: Sequence[Create], places: dict[
                 *instance_row(create.instance_id, create.project_id, snapshot),
                 create.idempotency_key,
                 places[id(create)],
-                *(0, None, None, None, 0),
+                *((1, create.worker, until[create.lease_s]) if create.worker is not None else (0, None, None)),
+                *(None, 0),
             )
         )
     if rows:
@@ -317,7 +324,8 @@ def _insert_events(
     connection: Connection, creates: Sequence[Create], appends: Sequence[Append], places: dict[int, int]
 ) -> None:
     rows = []
-    for entry in (*creates, *appends):
+    entries: list[Entry] = [*creates, *appends]
+    for entry in entries:
         place = places[id(entry)]
         for recorded in (entry.created,) if isinstance(entry, Create) else entry.events:
             event = recorded.event

@@ -1,0 +1,398 @@
+"""One claimed instance under way: facts in, events out, attempts started.
+
+The loop is a short pipe. It takes in what happened (attempts that ended, what handlers said, what lies in the inbox),
+lets ``flow.planner`` decide, has the journal commit all of it as one append, and only then starts what was decided.
+So a node's handler never runs on the strength of something that is not stored, and a chain costs one commit a node.
+
+What is subtle:
+
+* One append is under way at a time; what happens meanwhile waits in the mailbox and shares the next.
+* A lease lost means: stop everything, write nothing. The journal tells by ``Lost``, the executor by ``abandon``.
+* Nothing running, nothing startable: the lease is given back in the same append, with the instant to be woken at. If
+  something came into the inbox at that very moment, the journal says ``more`` and the instance is woken at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, assert_never
+
+import msgspec
+import structlog
+
+from db.store import journal as store
+from db.store.instances import Letter
+from db.store.leases import Claim
+from engine import clock
+from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
+from engine.output import MAX_INLINE
+from flow import events as e
+from flow import expressions
+from flow.errors import Category, Failure
+from flow.expressions import ExpressionError
+from flow.planner import Begin, Cancel, End, Fail, Run, Skip, Start, node_input, node_scope
+from flow.states import NodeStatus
+
+if TYPE_CHECKING:
+    from engine.executor import Executor, Prepared
+
+#: Progress is kept at most this often for a node.
+PROGRESS_EVERY_S = 0.25
+#: Log lines of one attempt beyond this are dropped, and a last line says so.
+MAX_LOG_LINES = 1_000
+#: A worker that died this often on an instance without any progress will die again.
+MAX_LOST_CLAIMS = 3
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The attempt was cancelled and its work has stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt is over."""
+
+    path: str
+    outcome: Outcome | Stopped
+
+
+Mail = Ended | e.NodeLog | e.NodeProgress | Letter
+
+
+class Drive:
+    """Drives one instance until it ends, has only to wait, or is taken away. ``run`` is the whole life of it."""
+
+    def __init__(
+        self, executor: Executor, claim: Claim, run: Run, prepared: Prepared, letters: Sequence[Letter]
+    ) -> None:
+        self.instance_id = claim.instance_id
+        self.project_id = claim.project_id
+        self.fence = claim.fence
+        self.run = run
+        #: Something came in at the very moment the lease was given back: wake the instance again.
+        self.more = False
+        self._executor = executor
+        self._claim = claim
+        self._prepared = prepared
+        self._mail: deque[Mail] = deque(letters)
+        self._knocked = asyncio.Event()
+        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._lines: dict[str, int] = {}
+        self._progress: dict[str, Progress] = {}
+        self._check_inbox = False
+        self._abandoned = False
+        # What the next append carries.
+        self._events: list[e.Recorded] = []
+        self._consumed: list[int] = []
+        self._artifacts: list[store.NewArtifact] = []
+
+    # ---- from outside
+
+    def knock(self, *, inbox: bool = False) -> None:
+        """Something may have changed; with ``inbox``, something new lies there."""
+        self._check_inbox |= inbox
+        self._knocked.set()
+
+    def abandon(self) -> None:
+        """The lease is lost: stop everything and write nothing."""
+        self._abandoned = True
+        for attempt in self._attempts.values():
+            attempt.cancel()
+        self._knocked.set()
+
+    def stop_attempts(self) -> None:
+        """The process is going down: what still runs is stopped and left to the next holder."""
+        for attempt in self._attempts.values():
+            attempt.cancel()
+
+    @property
+    def busy(self) -> bool:
+        """True while attempts are running."""
+        return bool(self._attempts)
+
+    # ---- the loop
+
+    async def drive(self) -> None:
+        """Run the instance as far as it goes now. Returns when the lease is given back, lost, or no longer needed."""
+        self._recover()
+        while not self._abandoned:
+            self._knocked.clear()
+            if self._check_inbox:
+                await self._read_inbox()
+            self._absorb()
+            starts = self._decide()
+            ended = self.run.snapshot.status.terminal
+            rests = not ended and not self._attempts and not starts and self._nothing_to_start()
+            if self._events or ended or rests:
+                outcome = await self._commit(release=rests)
+                if not isinstance(outcome, store.Committed):
+                    for start in starts:
+                        self._executor.vacate(self.run.graph.lanes[start.path])
+                    self.abandon()
+                    break
+                if ended:
+                    return
+                if rests:
+                    self.more = outcome.more or self._check_inbox
+                    self._executor.rest_until(self)
+                    return
+            self._launch(starts)
+            if not self._mail and not self._check_inbox:
+                await self._wait()
+        await asyncio.gather(*self._attempts.values())
+
+    def _recover(self) -> None:
+        """What ran when the last holder died is lost; an instance that kills every holder is given up."""
+        for path in sorted(self.run.snapshot.running):
+            self._record(self.run.lost(path))
+        if self._claim.lost_claims >= MAX_LOST_CLAIMS:
+            message = (
+                f"{self._claim.lost_claims} workers died on this instance without any progress, so it is not tried "
+                "again. Look for a node that takes too much memory or ends its process."
+            )
+            self.run.abort(Failure("POISON", Category.WORKER_LOST, message))
+
+    async def _read_inbox(self) -> None:
+        self._check_inbox = False
+        seen = {mail.id for mail in self._mail if isinstance(mail, Letter)} | set(self._consumed)
+        letters = await self._executor.letters(self.instance_id)
+        self._mail.extend(letter for letter in letters if letter.id not in seen)
+
+    def _absorb(self) -> None:
+        """Turn what happened into events."""
+        while self._mail:
+            match self._mail.popleft():
+                case Ended(path, outcome):
+                    self._conclude(path, outcome)
+                case Letter(id, event):
+                    self._consumed.append(id)
+                    if not isinstance(event, e.CancelRequested) or self.run.snapshot.cancel is None:
+                        self._record(event)
+                case e.NodeLog() | e.NodeProgress() as said:
+                    if said.path in self.run.snapshot.running:
+                        self._record(said)
+
+    def _conclude(self, path: str, outcome: Outcome | Stopped) -> None:
+        state = self.run.snapshot.nodes[path]
+        if (progress := self._progress.pop(path, None)) is not None:
+            self._record(e.NodeProgress(path, state.attempt, progress.done, progress.total, progress.message))
+        match outcome:
+            case Done(output=output, usage=usage, artifact=artifact, artifacts=artifacts):
+                for new in (*artifacts, *((artifact,) if artifact else ())):
+                    self._artifacts.append(store.NewArtifact(new, clock.now()))
+                self._record(e.NodeCompleted(path, state.attempt, output, artifact, usage))
+            case Broke(failure=failure, usage=usage):
+                draw = random.uniform(-1, 1)
+                self._record(self.run.conclude(path, failure, usage, clock.now(), draw))
+            case Stopped():
+                if self._executor.draining:
+                    self._record(self.run.lost(path))
+                else:
+                    self._record(e.NodeCanceled(path, state.attempt))
+            case _:
+                assert_never(outcome)
+
+    def _decide(self) -> list[Start]:
+        """Plan until nothing new follows; what is to be started is recorded and returned, to run once it is stored."""
+        starts: list[Start] = []
+        while True:
+            room = self._executor.room() if not self._executor.draining else {}
+            recorded = len(self._events)
+            for action in self.run.plan(clock.now(), room):
+                match action:
+                    case Begin():
+                        self._record(e.InstanceStarted(worker=self._executor.worker))
+                    case Start(path, attempt):
+                        self._executor.occupy(self.run.graph.lanes[path])
+                        self._record(e.NodeStarted(path, attempt, self._executor.worker))
+                        starts.append(action)
+                    case Skip(path, reason):
+                        self._record(e.NodeSkipped(path, reason.value))
+                    case Fail(path, error):
+                        self._record(e.NodeFailed(path, 0, error))
+                    case Cancel(path):
+                        self._cancel(path)
+                    case End(event):
+                        self._record(event)
+                    case _:
+                        assert_never(action)
+            if len(self._events) == recorded:
+                return starts
+
+    def _cancel(self, path: str) -> None:
+        attempt = self._attempts.get(path)
+        if attempt is not None:
+            attempt.cancel()
+        elif self.run.snapshot.nodes[path].status is NodeStatus.RETRYING:
+            self._record(e.NodeCanceled(path, self.run.snapshot.nodes[path].attempt))
+
+    def _nothing_to_start(self) -> bool:
+        """Whether only time or somebody else can bring the instance on; if it only lacks room, it stands in line."""
+        if self._executor.draining:
+            return True
+        waiting = {
+            self.run.graph.lanes[action.path] for action in self.run.plan(clock.now()) if isinstance(action, Start)
+        }
+        if waiting:
+            self._executor.stand_in_line(self)
+        return not waiting
+
+    def _record(self, event: e.AnyEvent) -> None:
+        """Make the event history, as far as this process knows; the next append makes it so for everybody."""
+        recorded = e.Recorded(self.run.snapshot.last_seq + 1, clock.now(), event)
+        self.run.apply(recorded)
+        self._events.append(recorded)
+
+    async def _commit(self, *, release: bool) -> store.Outcome:
+        await self._store_large_output()
+        snapshot = self.run.snapshot
+        touched = dict.fromkeys(event.event.path for event in self._events if isinstance(event.event, e.NodeEvent))
+        nodes = self.run.graph.nodes
+        entry = store.Append(
+            instance_id=self.instance_id,
+            project_id=self.project_id,
+            fence=self.fence,
+            base_seq=snapshot.last_seq - len(self._events),
+            events=[without_large_values(event) for event in self._events],
+            instance=store.instance_row(self.instance_id, self.project_id, snapshot),
+            nodes=[store.node_row(self.instance_id, path, nodes[path].type, snapshot.nodes[path]) for path in touched],
+            artifacts=self._artifacts,
+            consumed=self._consumed,
+            release=release,
+            due_at=clock.now() if release and self._executor.draining else self.run.wake_at(),
+            progress=any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events),
+        )
+        self._events, self._artifacts, self._consumed = [], [], []
+        return await self._executor.journal.submit(entry)
+
+    async def _store_large_output(self) -> None:
+        """An instance's output that is too large for an event goes to the artifact store."""
+        if not self._events or not isinstance(last := self._events[-1].event, e.InstanceCompleted):
+            return
+        if last.artifact is None and len(msgspec.json.encode(last.output)) > MAX_INLINE:
+            artifact = await asyncio.to_thread(self._executor.artifacts.put_json, last.output)
+            self._artifacts.append(store.NewArtifact(artifact, clock.now()))
+            self.run.snapshot.artifact = artifact
+            event = msgspec.structs.replace(last, artifact=artifact)
+            self._events[-1] = msgspec.structs.replace(self._events[-1], event=event)
+
+    # ---- attempts
+
+    def _launch(self, starts: Sequence[Start]) -> None:
+        for start in starts:
+            attempt = self._attempt(start.path, self.run.snapshot.nodes[start.path].attempt)
+            self._attempts[start.path] = asyncio.create_task(attempt)
+
+    async def _attempt(self, path: str, attempt: int) -> None:
+        outcome: Outcome | Stopped
+        try:
+            outcome = await self._make(path, attempt)
+        except asyncio.CancelledError:
+            outcome = Stopped()
+        except ExpressionError as error:
+            outcome = Broke(error.failure(path))
+        except Exception as error:
+            log.exception("attempt.broken", instance=self.instance_id, node=path)
+            outcome = Broke(Failure("INTERNAL", Category.INTERNAL, f"The engine could not run the node: {error!r}"))
+        del self._attempts[path]
+        self._lines.pop(path, None)
+        self._executor.vacate(self.run.graph.lanes[path])
+        self._mail.append(Ended(path, outcome))
+        self._knocked.set()
+
+    async def _make(self, path: str, attempt: int) -> Outcome:
+        """One attempt of one node: its input and parameters worked out, its handler called."""
+        node = self.run.graph.nodes[path]
+        snapshot = self.run.snapshot
+        assert snapshot.created is not None
+        input = node_input(self.run.graph, snapshot.nodes, snapshot.created.input, path)
+        parameters: dict[str, Any] = node.parameters
+        if parameters:
+            scope = node_scope(self.run, input, self._view(), {"id": self.project_id})
+            parameters = expressions.render(parameters, scope)
+        call = Call(
+            type=node.type,
+            instance_id=self.instance_id,
+            project_id=self.project_id,
+            path=path,
+            node_id=node.id,
+            attempt=attempt,
+            parameters=parameters,
+            input=input,
+            idempotency_key=f"{self.instance_id}/{path}",
+            timeout=node.timeout,
+            heartbeat_timeout=node.heartbeat_timeout,
+            resources=node.resources,
+        )
+        began = clock.monotonic()
+        outcome = await self._executor.runner.run(call, lambda said: self._said(path, attempt, said))
+        self._executor.observe(node.type, clock.monotonic() - began)
+        if isinstance(outcome, Done) and outcome.artifact is not None:
+            # Conditions, mappings and templates downstream see the value, wherever it is stored.
+            output = await asyncio.to_thread(self._executor.artifacts.read_json, outcome.artifact)
+            outcome = msgspec.structs.replace(outcome, output=output)
+        return outcome
+
+    def _view(self) -> dict[str, Any]:
+        """What ``instance`` holds in a template."""
+        snapshot = self.run.snapshot
+        assert snapshot.created is not None
+        assert snapshot.created_at is not None
+        return {
+            "id": self.instance_id,
+            "workflow": self._prepared.workflow_name,
+            "workflow_id": snapshot.created.workflow_id,
+            "version_id": snapshot.created.version_id,
+            "created_at": snapshot.created_at.isoformat(),
+            "labels": snapshot.created.labels,
+        }
+
+    def _said(self, path: str, attempt: int, said: Report) -> None:
+        match said:
+            case LogLine(level=level, message=message, fields=fields):
+                line = self._lines[path] = self._lines.get(path, 0) + 1
+                if line < MAX_LOG_LINES:
+                    self._mail.append(e.NodeLog(path, attempt, message, level, fields))
+                elif line == MAX_LOG_LINES:
+                    dropped = f"More than {MAX_LOG_LINES:,} lines in one attempt: the others are not kept."
+                    self._mail.append(e.NodeLog(path, attempt, dropped, "warning"))
+                self._knocked.set()
+            case Progress():
+                if path not in self._progress:
+                    asyncio.get_running_loop().call_later(PROGRESS_EVERY_S, self._tell_progress, path, attempt)
+                self._progress[path] = said
+            case _:
+                pass
+
+    def _tell_progress(self, path: str, attempt: int) -> None:
+        if (said := self._progress.pop(path, None)) is not None:
+            self._mail.append(e.NodeProgress(path, attempt, said.done, said.total, said.message))
+            self._knocked.set()
+
+    async def _wait(self) -> None:
+        """Until something happens, or the next retry or deadline is due."""
+        wake_at = self.run.wake_at()
+        seconds = (wake_at - clock.now()).total_seconds() if wake_at is not None else 0.0
+        if seconds <= 0:  # nothing to wait for in time: what is due already lacks room, or is being stopped
+            await self._knocked.wait()
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, self._knocked.set)
+        try:
+            await self._knocked.wait()
+        finally:
+            timer.cancel()
+
+
+def without_large_values(recorded: e.Recorded) -> e.Recorded:
+    """The event as it is stored: a value that is in the artifact store is not repeated in it."""
+    event = recorded.event
+    if isinstance(event, e.NodeCompleted | e.InstanceCompleted) and event.artifact is not None:
+        return msgspec.structs.replace(recorded, event=msgspec.structs.replace(event, output=None))
+    return recorded

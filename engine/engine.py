@@ -1,0 +1,82 @@
+"""The engine put together: one object that owns every part of it and their order of starting and stopping."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from db.session import Database
+from db.store import leases
+from engine import clock
+from engine.access import Access
+from engine.bus import Bus
+from engine.executor import Executor
+from engine.instances import Instances
+from engine.journal import Journal
+from engine.nodes.registry import Registry
+from engine.placement import Runner
+from engine.queue import Queue
+from engine.streams import Streams
+from engine.workflows import Workflows
+
+
+class Engine:
+    """Everything that runs workflows, in one process, on one database.
+
+    ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
+    that what a dead predecessor held is taken over at once and not when its leases run out.
+    ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        runner: Runner,
+        *,
+        alone: bool = False,
+        lease_s: float = 15.0,
+        observe_commit: Callable[[int, float], None] = lambda entries, seconds: None,
+        observe_node: Callable[[str, float], None] = lambda node_type, seconds: None,
+    ) -> None:
+        self.database = database
+        self.runner = runner
+        self.registry: Registry = runner.registry
+        self.artifacts = runner.surroundings.artifacts
+        self.worker = f"{socket.gethostname()[:32]}:{os.getpid()}:{clock.new_id('wrk')[-6:]}"
+        self.bus = Bus()
+        self.access = Access(database)
+        self.workflows = Workflows(database, self.registry.type_infos, self._changed)
+        self.streams = Streams(database, self.bus)
+        self.queue = Queue()
+        self.journal = Journal(database, self.bus, observe_commit)
+        self.executor = Executor(
+            database,
+            self.journal,
+            self.queue,
+            runner,
+            self.workflows.version,
+            worker=self.worker,
+            lease_s=lease_s,
+            observe=observe_node,
+        )
+        self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
+        self._alone = alone
+
+    async def start(self) -> None:
+        """Begin to work; what an earlier process left undone is taken up again."""
+        if self._alone:
+            await self.database.write(leases.expire_all)
+        await self.runner.start()
+        self.journal.start()
+        self.executor.start()
+
+    async def stop(self, grace_s: float = 30.0) -> None:
+        """Let running nodes finish within the grace, then stop; the database stays open for its owner to close."""
+        await self.executor.stop(grace_s)
+        await self.journal.close()
+        await self.runner.close()
+        await self.access.close()
+
+    def _changed(self, project_id: str, change_seq: int) -> None:
+        self.bus.publish(project_id, (change_seq,))

@@ -1,0 +1,357 @@
+"""Claims instances that have something to do, and drives them.
+
+Who holds what is decided by the database alone (``db.store.leases``). What is subtle:
+
+* A wake-up for an instance that is held here goes to its drive; between the claim and the drive's first step it is
+  remembered in ``_knocks``, so that a letter posted at that moment is read.
+* Leases are renewed by a task of their own. One that isn't renewed is given up at once: another worker may hold it.
+* The sweep is the safety net: whatever is due and held by nobody is woken, whoever forgot it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+
+from db.session import Database
+from db.store import instances as store
+from db.store import leases
+from db.store.instances import Letter
+from db.store.journal import Append, instance_row
+from db.store.leases import Claim
+from engine import clock
+from engine.artifacts import ArtifactMissing, ArtifactStore
+from engine.definitions import PinnedVersion
+from engine.drive import Drive
+from engine.journal import Journal
+from engine.placement import Runner
+from engine.queue import Queue
+from flow import events as e
+from flow.errors import Category, Failure, StorageUnavailable, WorkflowError
+from flow.history import replay
+from flow.planner import Graph, Run, prepare
+
+MAX_CLAIM = 200  # instances in one claim
+MAX_INSTANCES = 1_000  # instances driven at once
+SWEEP_S = 5.0
+TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
+GRAPHS_KEPT = 256
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A version as it is run: its graph, and the names that templates see."""
+
+    graph: Graph
+    workflow_id: str
+    workflow_name: str
+
+
+class Executor:
+    """Drives up to ``max_instances`` instances at once. Start it with ``start``, end it with ``stop``."""
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        queue: Queue,
+        runner: Runner,
+        version: Callable[[str], Awaitable[PinnedVersion]],
+        *,
+        worker: str,
+        lease_s: float = 15.0,
+        max_instances: int = MAX_INSTANCES,
+        observe: Callable[[str, float], None] = lambda node_type, seconds: None,
+    ) -> None:
+        self.journal = journal
+        self.runner = runner
+        self.worker = worker
+        self.lease_s = lease_s
+        self.artifacts: ArtifactStore = runner.surroundings.artifacts
+        self.observe = observe
+        self.draining = False
+        self._database = database
+        self._queue = queue
+        self._version = version
+        self._max_instances = max_instances
+        self._room: dict[str, int] = {str(placement): slots for placement, slots in runner.slots.items()}
+        self._line: OrderedDict[Drive, None] = OrderedDict()
+        self._fences: dict[str, int] = {}
+        self._drives: dict[str, Drive] = {}
+        self._knocks: set[str] = set()
+        self._graphs: OrderedDict[str, Prepared] = OrderedDict()
+        self._space = asyncio.Event()
+        self._space.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._driving: set[asyncio.Task[None]] = set()
+
+    # ---- life
+
+    def start(self) -> None:
+        """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
+        for loop in (self._claiming, self._renewing, self._sweeping):
+            self._tasks.add(asyncio.create_task(loop(), name=f"executor.{loop.__name__}"))
+
+    async def stop(self, grace_s: float = 30.0) -> None:
+        """Claim nothing more, let running nodes finish within the grace, stop the others, give every lease back."""
+        self.draining = True
+        claiming = [task for task in self._tasks if "_renewing" not in task.get_name()]
+        await _end(claiming)
+        for drive in self._drives.values():
+            drive.knock()
+        if self._driving:
+            await asyncio.wait(self._driving, timeout=grace_s)
+        for drive in list(self._drives.values()):
+            drive.stop_attempts()
+        if self._driving:
+            await asyncio.wait(self._driving, timeout=15.0)
+        await _end([*self._driving, *self._tasks])
+        if self._fences:
+            try:
+                await self._database.write(leases.release, self.worker, list(self._fences))
+            except StorageUnavailable as error:
+                log.warning("executor.leases_kept", error=error.message)
+
+    # ---- waking
+
+    def wake(self, instance_id: str, *, inbox: bool = False, priority: int = 5) -> None:
+        """Have the instance looked at: by its drive if it is held here, or else by whoever claims it."""
+        drive = self._drives.get(instance_id)
+        if drive is not None:
+            drive.knock(inbox=inbox)
+        elif instance_id in self._fences:
+            self._knocks.add(instance_id)
+        else:
+            self._queue.wake(instance_id, priority)
+
+    def accepts(self) -> bool:
+        """Whether there is room for one more instance, so that a new one may be claimed as it is created."""
+        return not self.draining and bool(self._tasks) and len(self._fences) < self._max_instances
+
+    def adopt(self, instance_id: str, project_id: str, created: e.Recorded) -> None:
+        """Drive an instance that was created with a claim for this worker."""
+        assert isinstance(created.event, e.InstanceCreated)
+        self._fences[instance_id] = 1
+        claim = Claim(instance_id, project_id, created.event.version_id, 1, created.event.priority, 0)
+        self._spawn(self._drive(claim, [created], []))
+
+    async def _claiming(self) -> None:
+        while True:
+            await self._space.wait()
+            ids = await self._queue.take(min(MAX_CLAIM, self._max_instances - len(self._fences)))
+            wanted = [id for id in ids if id not in self._fences]
+            for id in set(ids) - set(wanted):
+                self.wake(id, inbox=True)
+            try:
+                await self._claim(wanted)
+            except StorageUnavailable as error:
+                log.warning("executor.claim_failed", error=error.message)
+                for id in wanted:
+                    self._queue.wake(id)
+                await asyncio.sleep(1.0)
+
+    async def _claim(self, ids: Sequence[str]) -> None:
+        claims = await self._database.write(leases.claim, self.worker, ids, self.lease_s)
+        if not claims:
+            return
+        held = [claim.instance_id for claim in claims]
+        self._fences.update({claim.instance_id: claim.fence for claim in claims})
+        self._check_space()
+        try:
+            histories = await self._database.read(store.histories, held)
+            letters = await self._database.read(store.inbox, held)
+        except StorageUnavailable:
+            for id in held:  # the lease runs out, or the next claim finds it free
+                self._forget(id)
+            raise
+        for claim in claims:
+            id = claim.instance_id
+            self._spawn(self._drive(claim, histories[id], letters.get(id, [])))
+
+    async def _sweeping(self) -> None:
+        while True:
+            try:
+                for due in await self._database.read(leases.due, self._max_instances):
+                    if due.instance_id not in self._fences:
+                        self._queue.wake(due.instance_id, due.priority)
+            except StorageUnavailable as error:
+                log.warning("executor.sweep_failed", error=error.message)
+            await asyncio.sleep(SWEEP_S)
+
+    async def _renewing(self) -> None:
+        while True:
+            await asyncio.sleep(self.lease_s / 3)
+            fences = dict(self._fences)
+            try:
+                renewed = await self._database.write(leases.renew, self.worker, fences, self.lease_s)
+            except StorageUnavailable as error:
+                log.warning("executor.renewal_failed", error=error.message)
+                continue
+            for id in fences.keys() - renewed:
+                if self._fences.get(id) == fences[id] and id in self._drives:
+                    await self._confirm_lost(id, fences[id])
+
+    async def _confirm_lost(self, id: str, fence: int) -> None:
+        """An instance may have ended, or been given back, while its lease was being renewed."""
+        drive = self._drives.get(id)
+        if drive is not None and drive.fence == fence and not drive.run.snapshot.status.terminal:
+            log.warning("executor.lease_lost", instance=id, fence=fence)
+            drive.abandon()
+
+    # ---- driving
+
+    async def _drive(self, claim: Claim, events: list[e.Recorded], letters: Sequence[Letter]) -> None:
+        id = claim.instance_id
+        again = False
+        try:
+            try:
+                prepared = await self._prepared(claim.version_id)
+                run = Run(prepared.graph, await self._with_large_values(events))
+            except (WorkflowError, ArtifactMissing) as error:
+                if isinstance(error, StorageUnavailable):
+                    raise
+                await self._refuse(claim, events, error)
+                return
+            drive = Drive(self, claim, run, prepared, letters)
+            self._drives[id] = drive
+            if id in self._knocks:
+                self._knocks.discard(id)
+                drive.knock(inbox=True)
+            await drive.drive()
+            again = drive.more
+        except StorageUnavailable as error:
+            log.warning("executor.drive_failed", instance=id, error=error.message)
+        except Exception:
+            log.exception("executor.drive_broken", instance=id)
+        finally:
+            drive_or_none = self._drives.pop(id, None)
+            if drive_or_none is not None:
+                self._line.pop(drive_or_none, None)
+            again |= id in self._knocks
+            self._forget(id)
+        if again:
+            self._queue.wake(id, claim.priority)
+
+    def rest_until(self, drive: Drive) -> None:
+        """The drive has given its lease back: wake the instance when its time comes."""
+        wake_at = drive.run.wake_at()
+        if wake_at is not None:
+            seconds = (wake_at - clock.now()).total_seconds()
+            if seconds < TIMER_HORIZON_S:
+                loop = asyncio.get_running_loop()
+                loop.call_later(max(0.0, seconds), self._queue.wake, drive.instance_id)
+
+    async def letters(self, instance_id: str) -> list[Letter]:
+        """What lies in the instance's inbox."""
+        return (await self._database.read(store.inbox, [instance_id])).get(instance_id, [])
+
+    async def _prepared(self, version_id: str) -> Prepared:
+        prepared = self._graphs.get(version_id)
+        if prepared is None:
+            pinned = await self._version(version_id)
+            graph = prepare(pinned.definition, lambda node: self._lane(node.type))
+            prepared = Prepared(graph, pinned.workflow_id, pinned.workflow_name)
+            self._graphs[version_id] = prepared
+            if len(self._graphs) > GRAPHS_KEPT:
+                self._graphs.popitem(last=False)
+        else:
+            self._graphs.move_to_end(version_id)
+        return prepared
+
+    def _lane(self, node_type: str) -> str:
+        kind = self.runner.registry.get(node_type)
+        return str(kind.placement) if kind is not None else next(iter(self._room))
+
+    async def _with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
+        """The events with the values that are in the artifact store."""
+        large = [i for i, recorded in enumerate(events) if getattr(recorded.event, "artifact", None) is not None]
+        for i in large:
+            event: Any = events[i].event
+            value = await asyncio.to_thread(self.artifacts.read_json, event.artifact)
+            events[i] = msgspec.structs.replace(events[i], event=msgspec.structs.replace(event, output=value))
+        return events
+
+    async def _refuse(self, claim: Claim, events: list[e.Recorded], error: Exception) -> None:
+        """An instance whose version can't be run (a node type is gone, say) fails with the reason."""
+        snapshot = replay(events)
+        message = f"The instance can't be run: {getattr(error, 'message', error)}"
+        failure = Failure("DEFINITION_UNUSABLE", Category.VALIDATION, message)
+        recorded = e.Recorded(snapshot.last_seq + 1, clock.now(), e.InstanceFailed(error=failure))
+        snapshot.apply(recorded)
+        await self.journal.submit(
+            Append(
+                instance_id=claim.instance_id,
+                project_id=claim.project_id,
+                fence=claim.fence,
+                base_seq=snapshot.last_seq - 1,
+                events=[recorded],
+                instance=instance_row(claim.instance_id, claim.project_id, snapshot),
+                nodes=[],
+            )
+        )
+
+    # ---- room
+
+    def room(self) -> dict[str, int]:
+        """Free places by lane."""
+        return self._room
+
+    def occupy(self, lane: str) -> None:
+        """Take a place."""
+        self._room[lane] -= 1
+
+    def vacate(self, lane: str) -> None:
+        """Give a place back; the first in line is told."""
+        self._room[lane] += 1
+        if self._line:
+            drive, _ = self._line.popitem(last=False)
+            drive.knock()
+
+    def stand_in_line(self, drive: Drive) -> None:
+        """The drive has nodes to start and lacks room."""
+        self._line.setdefault(drive, None)
+
+    # ---- figures
+
+    @property
+    def driven(self) -> int:
+        """How many instances are held."""
+        return len(self._fences)
+
+    @property
+    def running(self) -> dict[str, int]:
+        """Nodes that run now, by lane."""
+        return {str(lane): slots - self._room[str(lane)] for lane, slots in self.runner.slots.items()}
+
+    # ---- bookkeeping
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._driving.add(task)
+        task.add_done_callback(self._driving.discard)
+        self._check_space()
+
+    def _forget(self, id: str) -> None:
+        self._fences.pop(id, None)
+        self._knocks.discard(id)
+        self._check_space()
+
+    def _check_space(self) -> None:
+        if len(self._fences) < self._max_instances:
+            self._space.set()
+        else:
+            self._space.clear()
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
