@@ -12,6 +12,8 @@ import pytest
 
 from tests.live.server import Server
 
+pytest_plugins = ["tests.databases"]
+
 
 @pytest.fixture(autouse=True)
 def no_task_is_left(request: pytest.FixtureRequest) -> None:
