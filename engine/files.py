@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from flow.errors import Category
 
@@ -91,3 +94,39 @@ def _asked(path: str) -> Path:
     if not path or "\0" in path:
         raise PathRefused("PATH_NOT_ALLOWED", f"{path!r} is not the path of a file.")
     return Path(path)
+
+
+@contextmanager
+def whole(target: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
+    """A file that appears under ``target`` whole, synced to disk, when the block ends without an error, or not at all.
+
+    Its folder is made. With ``replace=False`` an existing file is left alone and FileExistsError raised,
+    without a race: linking a name that exists fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(0o644)
+        if replace:
+            draft.replace(target)
+        else:
+            os.link(draft, target)
+        _sync(target.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in the folder durable, where the system can (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

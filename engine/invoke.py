@@ -15,6 +15,7 @@ from engine.artifacts import ArtifactMissing
 from engine.calls import Broke, Call, Report
 from engine.nodes.contract import Context, NodeError, NodeType, Stop, Surroundings, plain_fields, plain_text
 from engine.output import OutputRefused
+from flow import jsonschemas
 from flow.errors import Category, Failure
 from flow.events import Usage
 
@@ -44,9 +45,8 @@ def parameters(kind: NodeType, given: dict[str, Any]) -> Any:
             pointer = re.sub(r"\.|\[", "/", place[1]).replace("]", "") if place else ""
             raise _bad_parameters(kind, pointer, text) from None
     if len(kind.parameters_schema) > 1:  # more than {"type": "object"}
-        for error in _validator(kind).iter_errors(given):
-            pointer = "".join(f"/{part}" for part in error.absolute_path)
-            raise _bad_parameters(kind, pointer, error.message)
+        for mismatch in jsonschemas.mismatches(_validator(msgspec.json.encode(kind.parameters_schema)), given):
+            raise _bad_parameters(kind, mismatch.pointer, mismatch.message)
     return given
 
 
@@ -60,15 +60,8 @@ def _bad_parameters(kind: NodeType, pointer: str, why: str) -> NodeError:
 
 
 @lru_cache(maxsize=512)
-def _schema_validator(schema: bytes) -> Any:
-    import jsonschema
-    import referencing
-
-    return jsonschema.Draft202012Validator(msgspec.json.decode(schema), registry=referencing.Registry())
-
-
-def _validator(kind: NodeType) -> Any:
-    return _schema_validator(msgspec.json.encode(kind.parameters_schema))
+def _validator(schema: bytes) -> Any:
+    return jsonschemas.validator(msgspec.json.decode(schema))
 
 
 def broke(call: Call, problem: BaseException, usage: Usage | None = None) -> Broke:

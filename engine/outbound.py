@@ -7,6 +7,7 @@ bound connections and waits. Rules about *which* addresses may be reached belong
 
 from __future__ import annotations
 
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Outbound:
                 timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
                 max_redirects=MAX_REDIRECTS,
+                cookies=_no_cookies(),
                 event_hooks={"request": [check]},
             )
         return self._client
@@ -56,6 +58,7 @@ class Outbound:
                 timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
                 max_redirects=MAX_REDIRECTS,
+                cookies=_no_cookies(),
                 event_hooks={"request": [_checked]},
             )
         return self._sync_client
@@ -68,6 +71,11 @@ class Outbound:
             await client.aclose()
         if sync_client is not None:
             sync_client.close()
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes none: what one project's node is given must not be sent by another's."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=()))
 
 
 def _checked(request: httpx.Request) -> None:

@@ -94,8 +94,8 @@ class Runner:
     async def _on_loop(self, kind: NodeType, call: Call, report: Callable[[Report], None]) -> Outcome:
         reins = _Reins(call, report, self._grace)
         try:
-            handler = kind.handler(context(kind, call, self.surroundings, reins.report, reins.stop))
-            output = await _driven(handler, reins)
+            given = context(kind, call, self.surroundings, reins.report, reins.stop)
+            output = await _driven(kind.handler(given), reins)
         except asyncio.CancelledError as cancelled:
             if reins.settle():
                 raise
@@ -114,9 +114,10 @@ class Runner:
         try:
             plain, text = encoded(output)
             if len(text) <= MAX_INLINE:
-                return Done(plain)
+                return Done(plain, artifacts=given.kept)
             put = self.surroundings.artifacts.put_bytes
-            return Done(artifact=await asyncio.to_thread(put, text, "application/json"))
+            artifact = await asyncio.to_thread(put, text, "application/json")
+            return Done(artifact=artifact, artifacts=given.kept)
         except Exception as problem:  # not JSON, or the disk is full
             return broke(call, problem)
 

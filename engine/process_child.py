@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -86,7 +87,7 @@ class Child:
                 kind = _loaded(invoke.handler)
                 given = context(kind, invoke.call, surroundings, self._say, stop)
                 output, artifact = stored(kind.handler(given), surroundings.artifacts)
-            return Done(output, meter.usage(), artifact)
+            return Done(output, meter.usage(), artifact, given.kept)
         except Cancelled:
             raise
         except BaseException as problem:  # a handler's sys.exit() is a failure of its own, not the end of the child
@@ -134,8 +135,10 @@ class _Meter:
 
     @staticmethod
     def _cpu() -> float:
-        times = os.times()
-        return times.user + times.system + times.children_user + times.children_system
+        if resource is None:
+            return time.process_time()
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(each.ru_utime + each.ru_stime for each in used)
 
     @staticmethod
     def _peak_mb() -> float | None:

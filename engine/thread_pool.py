@@ -110,9 +110,9 @@ class ThreadPool:
         before = time.thread_time()
         result: Outcome
         try:
-            context_ = context(job.kind, job.call, self._surroundings, report, job.stop)
-            output, artifact = stored(job.kind.handler(context_), self._surroundings.artifacts)
-            result = Done(output, Usage(cpu_seconds=time.thread_time() - before), artifact)
+            given = context(job.kind, job.call, self._surroundings, report, job.stop)
+            output, artifact = stored(job.kind.handler(given), self._surroundings.artifacts)
+            result = Done(output, Usage(cpu_seconds=time.thread_time() - before), artifact, given.kept)
         except BaseException as problem:  # a handler that calls sys.exit() ends neither thread nor server
             result = broke(job.call, problem, Usage(cpu_seconds=time.thread_time() - before))
         _soon(job.loop, job.settle, result)

@@ -31,6 +31,7 @@ from engine.files import Files, PathRefused
 from engine.outbound import Outbound
 from flow.definition import Resources
 from flow.errors import Category
+from flow.events import Artifact
 
 if TYPE_CHECKING:
     import httpx
@@ -207,6 +208,24 @@ class Log:
         self._report(LogLine(level, plain_text(str(message), MAX_LOG_CHARACTERS), plain_fields(fields)))
 
 
+class Keeping(ArtifactStore):
+    """The artifact store, as one attempt sees it: ``kept`` is what the attempt put, for the journal to record."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self, store: ArtifactStore) -> None:
+        super().__init__(store.root)
+        self.kept: list[Artifact] = []
+
+    def put_bytes(self, content: bytes, media_type: str = "application/octet-stream") -> Artifact:
+        self.kept.append(artifact := super().put_bytes(content, media_type))
+        return artifact
+
+    def put_file(self, source: Path, media_type: str = "application/octet-stream") -> Artifact:
+        self.kept.append(artifact := super().put_file(source, media_type))
+        return artifact
+
+
 class Stop:
     """Whether the attempt is to stop; shared between whoever asks and the handler that looks."""
 
@@ -233,6 +252,7 @@ class Context(Generic[P]):
     """What a handler gets: its parameters and input, and the ways to speak to the engine and the world."""
 
     __slots__ = (
+        "_artifacts",
         "_call",
         "_log",
         "_next_progress",
@@ -259,6 +279,7 @@ class Context(Generic[P]):
         self._started = clock.monotonic()
         self._next_progress = 0.0
         self._log: Log | None = None
+        self._artifacts: Keeping | None = None
 
     @property
     def log(self) -> Log:
@@ -333,9 +354,16 @@ class Context(Generic[P]):
         return self._call.path
 
     @property
-    def artifacts(self) -> ArtifactStore:
+    def artifacts(self) -> Keeping:
         """The store for large values. It does file I/O: on the loop, call it through ``asyncio.to_thread``."""
-        return self._surroundings.artifacts
+        if self._artifacts is None:
+            self._artifacts = Keeping(self._surroundings.artifacts)
+        return self._artifacts
+
+    @property
+    def kept(self) -> tuple[Artifact, ...]:
+        """The artifacts that this attempt has put so far."""
+        return tuple(self._artifacts.kept) if self._artifacts is not None else ()
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
-import jsonschema
 import msgspec
-import referencing
-from jsonschema.protocols import Validator
-from referencing.exceptions import Unresolvable
 
 from engine.nodes.contract import Context, NodeError, Placement, node
+from flow import jsonschemas
 from flow.errors import Category
 
 Describe = msgspec.Meta
 
 MAX_PROBLEMS = 100
-
-
-class _Refusal(TypedDict):
-    category: Category
-    code: str
-
-
-_BAD_SCHEMA: Final[_Refusal] = {"category": Category.VALIDATION, "code": "BAD_SCHEMA"}
 
 
 @node("core/noop", title="Nothing", icon="circle")
@@ -73,41 +61,31 @@ async def fail(ctx: Context[Fail]) -> None:
 
 
 class Validate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    schema: Annotated[dict[str, Any] | bool, Describe(description="The JSON Schema (2020-12) for it.")]
+    schema: Annotated[dict[str, Any], Describe(description="The JSON Schema (2020-12) that the value must meet.")]
     value: Annotated[Any, Describe(description="What to check; the node's input if it is left out.")] = msgspec.UNSET
 
 
 # In a process, because a pattern in a schema can take for ever, and the interpreter can't be interrupted in it.
 @node("core/validate", title="Validate", icon="check-square", parameters=Validate, placement=Placement.PROCESS)
 def validate(ctx: Context[Validate]) -> Any:
-    """Checks a value against a JSON Schema and gives it on; if it doesn't fit, fails with every mismatch (VALUE_INVALID)."""
+    """Checks a value against a JSON Schema and gives it on; if it doesn't fit, fails with every mismatch."""
     value = ctx.input if ctx.parameters.value is msgspec.UNSET else ctx.parameters.value
-    problems = []
-    try:
-        for error in _validator(msgspec.json.encode(ctx.parameters.schema)).iter_errors(value):
-            pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in error.absolute_path)
-            problems.append({"pointer": pointer, "message": error.message[:500]})
-            if len(problems) == MAX_PROBLEMS:
-                break
-    except Unresolvable as problem:
-        raise NodeError(f"The schema refers to what it does not contain: {problem}", **_BAD_SCHEMA) from None
-    if problems:
-        first = problems[0]
+    schema = ctx.parameters.schema
+    if (fault := jsonschemas.schema_fault(schema)) is not None:
+        pointer, why = fault
         raise NodeError(
-            f"The value does not fit the schema at {first['pointer'] or 'the top'}: {first['message']}",
+            f"The schema is not a JSON Schema at {pointer or 'the top'}: {why}",
+            category=Category.VALIDATION,
+            code="BAD_SCHEMA",
+            details={"pointer": pointer},
+        )
+    mismatches = jsonschemas.mismatches(jsonschemas.validator(schema), value)
+    if mismatches:
+        first = mismatches[0]
+        raise NodeError(
+            f"The value does not fit the schema at {first.pointer or 'the top'}: {first.message}",
             category=Category.VALIDATION,
             code="VALUE_INVALID",
-            details={"problems": problems},
+            details={"problems": [{"pointer": m.pointer, "message": m.message} for m in mismatches[:MAX_PROBLEMS]]},
         )
     return value
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: bytes) -> Validator:
-    loaded = msgspec.json.decode(schema)
-    try:
-        jsonschema.Draft202012Validator.check_schema(loaded)
-    except jsonschema.SchemaError as problem:
-        raise NodeError(f"The schema is not a JSON Schema: {problem.message[:500]}", **_BAD_SCHEMA) from None
-    # an empty registry: without one, jsonschema fetches what a $ref names from the network
-    return jsonschema.Draft202012Validator(loaded, registry=referencing.Registry())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
-from typing import Any
 
 from engine.nodes.contract import NodeType, node_type
+from flow.definition import TypeInfo
 
 GROUP = "mirrorflow.nodes"
-FAMILIES = ("control", "bench")
+FAMILIES = ("control", "http", "data", "image", "ai", "storage", "bench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class Registry:
         """Every type, by name."""
         return [self._types[name] for name in sorted(self._types)]
 
-    def parameters_schemas(self) -> Mapping[str, dict[str, Any]]:
-        """JSON Schema of the parameters by type name: what checking a definition needs to know."""
-        return {name: kind.parameters_schema for name, kind in self._types.items()}
+    def type_infos(self) -> dict[str, TypeInfo]:
+        """What reading a definition needs to know of each type, by name."""
+        return {name: TypeInfo(name, kind.parameters_schema) for name, kind in self._types.items()}
 
 
 def declared(source: object) -> list[NodeType]:
