@@ -11,7 +11,7 @@ from sqlalchemy.sql.expression import ColumnElement
 from db.base import Instant
 
 
-class db_now(ColumnElement[datetime]):  # noqa: N801  (reads as the SQL function that it is)
+class db_now(ColumnElement[datetime]):
     """``db_now(15)``: the database's present instant, plus some seconds."""
 
     inherit_cache = False

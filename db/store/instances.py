@@ -58,7 +58,7 @@ def events(connection: Connection, instance_id: str, after: int = 0, limit: int 
     )
     return [
         e.Recorded(seq, at, e.decode(data), change_seq)
-        for seq, at, data, change_seq in connection.execute(query).tuples()
+        for seq, at, data, change_seq in connection.execute(query)
     ]
 
 
@@ -70,7 +70,7 @@ def histories(connection: Connection, instance_ids: Sequence[str]) -> dict[str, 
         .where(EventRow.instance_id.in_(list(instance_ids)))
         .order_by(EventRow.instance_id, EventRow.seq)
     )
-    for id, seq, at, data, change_seq in connection.execute(query).tuples():
+    for id, seq, at, data, change_seq in connection.execute(query):
         found[id].append(e.Recorded(seq, at, e.decode(data), change_seq))
     return found
 
@@ -90,7 +90,7 @@ def inbox(connection: Connection, instance_ids: Sequence[str]) -> dict[str, list
         .where(InboxItem.instance_id.in_(list(instance_ids)))
         .order_by(InboxItem.id)
     )
-    for id, instance_id, data in connection.execute(query).tuples():
+    for id, instance_id, data in connection.execute(query):
         found.setdefault(instance_id, []).append(Letter(id, _letter(data)))
     return found
 

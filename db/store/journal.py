@@ -280,7 +280,7 @@ def _existing(connection: Connection, creates: Sequence[Create]) -> dict[tuple[s
         for row in connection.execute(query):
             found[row.project_id, row.idempotency_key] = Exists(row.id, row.change_seq)
     again = select(t.id, t.project_id, t.change_seq).where(t.id.in_(ids))
-    for id, project_id, change_seq in connection.execute(again).tuples():
+    for id, project_id, change_seq in connection.execute(again):
         found[project_id, id] = Exists(id, change_seq)
     return found
 

@@ -62,7 +62,7 @@ def claim(connection: Connection, worker: str, instance_ids: Sequence[str], leas
         )
     )
     rows = connection.execute(statement, execution_options={"synchronize_session": False})
-    return [Claim(*row) for row in rows.tuples()]
+    return [Claim(*row) for row in rows]
 
 
 def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: float) -> set[str]:
@@ -76,7 +76,7 @@ def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: 
         .returning(Instance.id, Instance.fence)
     )
     rows = connection.execute(statement, execution_options={"synchronize_session": False})
-    return {id for id, fence in rows.tuples() if fences[id] == fence}
+    return {id for id, fence in rows if fences[id] == fence}
 
 
 def release(connection: Connection, worker: str, instance_ids: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ def due(connection: Connection, limit: int) -> list[Due]:
         .order_by(Instance.priority.desc(), Instance.created_at)
         .limit(limit)
     )
-    return [Due(*row) for row in connection.execute(query).tuples()]
+    return [Due(*row) for row in connection.execute(query)]
 
 
 def next_due(connection: Connection) -> datetime | None:

@@ -1,0 +1,59 @@
+"""Node types that only tests have."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from engine.nodes.contract import Context, NodeError, NodeType, node, node_type
+from flow.errors import Category
+
+#: Tests let a ``test/gate`` go by setting its event; ``entered`` tells that it waits.
+GATES: dict[str, asyncio.Event] = {}
+ENTERED: dict[str, asyncio.Event] = {}
+
+
+def gate(name: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """(entered, go) of a gate; made on first use."""
+    return ENTERED.setdefault(name, asyncio.Event()), GATES.setdefault(name, asyncio.Event())
+
+
+@node("test/gate", title="Gate")
+async def gate_node(ctx: Context[Any]) -> Any:
+    """Waits until the test opens the gate named by `gate`."""
+    entered, go = gate(ctx.parameters["gate"])
+    entered.set()
+    await go.wait()
+    return {"passed": ctx.parameters["gate"]}
+
+
+@node("test/flaky", title="Flaky")
+async def flaky_node(ctx: Context[Any]) -> Any:
+    """Fails until attempt number `succeeds_at`."""
+    if ctx.attempt < ctx.parameters["succeeds_at"]:
+        raise NodeError("not yet", category=Category.CONNECTION)
+    return {"attempt": ctx.attempt, "key": ctx.idempotency_key}
+
+
+@node("test/large", title="Large")
+async def large_node(ctx: Context[Any]) -> Any:
+    """Gives `size` characters."""
+    return {"text": "x" * ctx.parameters["size"], "n": 1}
+
+
+@node("test/talk", title="Talk")
+async def talk_node(ctx: Context[Any]) -> Any:
+    """Logs `lines` lines."""
+    for number in range(ctx.parameters["lines"]):
+        ctx.log.info(f"line {number}")
+    ctx.progress(1, 2, "half way")
+    return {}
+
+
+def _kind(handler: object) -> NodeType:
+    kind = node_type(handler)
+    assert kind is not None
+    return kind
+
+
+TEST_TYPES = [_kind(handler) for handler in (gate_node, flaky_node, large_node, talk_node)]
