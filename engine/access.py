@@ -31,7 +31,8 @@ DEFAULT_PROJECT = "proj-default"
 ADMIN_USER = "usr-admin"
 ADMIN_NAME = "admin"
 BOOTSTRAP_TOKEN = "tok-bootstrap"
-LOCAL_TOKEN_NAME = "local command line"
+#: The token in ``DATA_DIR/token`` has an id of its own, so that a new one takes the place of a lost one.
+LOCAL_TOKEN = f"tok-{'0' * 26}"
 MIN_TOKEN_LENGTH = 20
 
 #: How long an answer about a token is believed; a token revoked by another process ends within it.
@@ -295,9 +296,16 @@ class Access:
             log.warning("the last use of a token could not be noted: %s", error.message)
 
     async def _new_token(
-        self, user_id: str, project_id: str | None, name: str, scopes: tuple[str, ...], expires_in: timedelta | None
+        self,
+        user_id: str,
+        project_id: str | None,
+        name: str,
+        scopes: tuple[str, ...],
+        expires_in: timedelta | None,
+        *,
+        id: str | None = None,
     ) -> NewToken:
-        id = clock.new_id("tok")
+        id = id or clock.new_id("tok")
         at = self._now()
         made = NewToken(id, name, _token_text(id), None if expires_in is None else at + expires_in)
         row = StoredToken(
@@ -318,7 +326,10 @@ class Access:
         old = await asyncio.to_thread(_read_token, file)
         if old is not None and await self.authenticate(old) is not None:
             return
-        made = await self._new_token(ADMIN_USER, DEFAULT_PROJECT, LOCAL_TOKEN_NAME, ("admin",), None)
+        made = await self._new_token(
+            ADMIN_USER, DEFAULT_PROJECT, "local command line", ("admin",), None, id=LOCAL_TOKEN
+        )
+        self._known.pop(LOCAL_TOKEN, None)
         await asyncio.to_thread(_write_token, file, made.text)
 
 
