@@ -1,0 +1,463 @@
+"""Instances: the runs of workflows, with their lists, their start and their end."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import strawberry
+from sqlalchemy import Row
+from strawberry import UNSET, argument, field
+
+from db.store import lists
+from engine.access import Actor, Permission
+from flow import errors, states
+from flow import events as e
+from graph.events import InstanceEvent, event
+from graph.execution import extend_deadline
+from graph.loaders import Counted, Events, Part
+from graph.nodes import NodeExecution, NodeExecutionWhere, duration, execution
+from graph.objects import (
+    Failure,
+    InstanceStatus,
+    Node,
+    OutputArtifact,
+    failure,
+    output_artifact,
+)
+from graph.paging import (
+    After,
+    Before,
+    Connection,
+    DateTimeFilter,
+    First,
+    IdFilter,
+    IntFilter,
+    Last,
+    StringFilter,
+    connection,
+    part,
+    where,
+)
+from graph.permissions import Info, caller, mutation, query
+from graph.results import Conflict, NotFound, PermissionDenied, QuotaExceeded, ValidationFailed
+from graph.scalars import JSON, BigInt
+
+if TYPE_CHECKING:
+    from graph.workflows import Workflow, WorkflowVersion
+
+LONGEST_WAIT = timedelta(seconds=60)
+MOST_EVENTS = 500
+
+
+@strawberry.type(description="What started an instance.")
+class Trigger:
+    """See ``flow.events.Trigger``."""
+
+    type: str = field(description="api, manual, schedule, filesystem, webhook …")
+    id: str | None = field(description="The trigger's id in the definition, if it was one.")
+    payload: JSON | None = field(description="What the trigger brought.")
+
+
+@strawberry.type(description="A name and value that somebody put on an instance, to find it by.")
+class Label:
+    """One pair."""
+
+    name: str = field(description="The label's name.")
+    value: str = field(description="The label's value.")
+
+
+@strawberry.type(description="How many of an instance's nodes are in each state.")
+class InstanceProgress:
+    """Counted from ``node_executions``; a node without a row is pending."""
+
+    total: int = field(description="The nodes of the definition.")
+    pending: int = field(description="Have not begun.")
+    running: int = field(description="Are running, waiting, or will be tried again.")
+    completed: int = field(description="Completed.")
+    failed: int = field(description="Failed for good.")
+    skipped: int = field(description="Were not run.")
+    canceled: int = field(description="Were stopped.")
+
+
+@strawberry.type(description="One run of one version of a workflow. It keeps its version for life.")
+class Instance(Node):
+    """A row of ``instances``."""
+
+    status: InstanceStatus = field(description="Where the run is in its life.")
+    input: JSON | None = field(description="What it was started with.")
+    output: JSON | None = field(description="What came out; null if that is large: see `outputArtifact`.")
+    output_artifact: OutputArtifact | None = field(description="What came out, if that is large.")
+    error: Failure | None = field(description="Why it failed, if it did.")
+    priority: int = field(description="From 1 (low) to 10 (urgent).")
+    labels: list[Label] = field(description="What was put on it, by name.")
+    idempotency_key: str | None = field(description="The key that it was started with.")
+    created_at: datetime = field(description="When it was started.")
+    created_by: str | None = field(description="Who started it: a user's id.")
+    started_at: datetime | None = field(description="When a worker first took it up.")
+    completed_at: datetime | None = field(description="When it ended, however it did.")
+    cancel_requested_at: datetime | None = field(description="When somebody first asked to cancel it.")
+    duration: timedelta | None = field(description="From `startedAt` to `completedAt`.")
+    last_seq: int = field(description="Its newest event: resume `instanceEvents` after it.")
+    change_seq: BigInt = field(description="The place of its newest change in the project's order of changes.")
+    viewer_can_cancel: bool = field(description="True when you may cancel it now.")
+    workflow_id: strawberry.Private[str]
+    version_id: strawberry.Private[str]
+    trigger_type: strawberry.Private[str]
+
+    @strawberry.field(description="The workflow that it runs.")
+    async def workflow(self, info: Info) -> Annotated[Workflow, strawberry.lazy("graph.workflows")]:
+        """By loader."""
+        from graph.workflows import workflow
+
+        row = await info.context.load.workflow.load(self.workflow_id)
+        if row is None:
+            raise errors.NotFound("workflow", self.workflow_id)
+        return workflow(row, caller(info))
+
+    @strawberry.field(description="The version that it is pinned to.")
+    async def version(self, info: Info) -> Annotated[WorkflowVersion, strawberry.lazy("graph.workflows")]:
+        """By loader."""
+        from graph.workflows import version
+
+        row = await info.context.load.version.load(self.version_id)
+        if row is None:
+            raise errors.NotFound("workflow version", self.version_id)
+        return version(row)
+
+    @strawberry.field(description="What started it.")
+    async def trigger(self, info: Info) -> Trigger:
+        """From the first event."""
+        created = await info.context.load.created.load(self.id)
+        given = created.trigger if created is not None else e.Trigger(type=self.trigger_type)
+        return Trigger(type=given.type, id=given.id, payload=given.payload)
+
+    @strawberry.field(description="How long the whole run may take, if it was limited.")
+    async def timeout(self, info: Info) -> timedelta | None:
+        """From the first event."""
+        created = await info.context.load.created.load(self.id)
+        return created.timeout if created is not None else None
+
+    @strawberry.field(description="How many of its nodes are in each state.")
+    async def progress(self, info: Info) -> InstanceProgress:
+        """By loader."""
+        counts = await info.context.load.node_counts.load(self.id)
+        graph = await info.context.load.graph.load(self.version_id)
+        known = sum(counts.values())
+        total = max(len(graph.nodes) if graph is not None else 0, known)
+        return InstanceProgress(
+            total=total,
+            pending=counts.get("PENDING", 0) + total - known,
+            running=sum(counts.get(status, 0) for status in ("RUNNING", "WAITING", "RETRYING")),
+            completed=counts.get("COMPLETED", 0),
+            failed=counts.get("FAILED", 0),
+            skipped=counts.get("SKIPPED", 0),
+            canceled=counts.get("CANCELED", 0),
+        )
+
+    @strawberry.field(description="What became of its nodes, in the order in which they began.")
+    async def node_executions(
+        self,
+        info: Info,
+        where: Annotated[
+            NodeExecutionWhere | None, argument(name="where", description="Only those that match.")
+        ] = None,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+    ) -> Connection[NodeExecution]:
+        """By loader: one statement for a whole page of instances."""
+        asked = part(lists.NODES, "PLACE", False, first, after, last, before)
+        wanted = filter_of(where)
+        load, actor = info.context.load, caller(info)
+        page = await load.nodes_of.load(Part(self.id, wanted, asked))
+        return connection(
+            lists.NODES,
+            asked,
+            page,
+            lambda row: execution(row, actor),
+            lambda: load.node_count.load(Counted(self.id, wanted)),
+        )
+
+    @strawberry.field(description="The outcome of one node; null while it has no event.")
+    async def node_execution(
+        self,
+        info: Info,
+        path: Annotated[str, argument(description="The node's id, in a loop its path such as `resize[3]/encode`.")],
+    ) -> NodeExecution | None:
+        """By loader."""
+        row = await info.context.load.node.load((self.id, path))
+        return None if row is None else execution(row, caller(info))
+
+    @strawberry.field(description="Its history: the events after a `seq`, oldest first.")
+    async def events(
+        self,
+        info: Info,
+        after: Annotated[int, argument(description="Only events after this `seq`.")] = 0,
+        first: Annotated[int, argument(description="At most this many: 1 to 500.")] = 100,
+    ) -> list[InstanceEvent]:
+        """By loader."""
+        limit = max(1, min(first, MOST_EVENTS))
+        found = await info.context.load.events.load(Events(self.id, after, limit))
+        actor = caller(info)
+        return [event(self.id, each, actor) for each in found]
+
+
+filter_of = where
+
+
+def instance(row: Row[Any], actor: Actor) -> Instance:
+    """The row as the schema shows it."""
+    status = states.InstanceStatus(row.status)
+    return Instance(
+        id=strawberry.ID(row.id),
+        status=status,
+        input=row.input,
+        output=row.output,
+        output_artifact=output_artifact(row.output_artifact),
+        error=failure(row.error, actor),
+        priority=row.priority,
+        labels=[Label(name=name, value=value) for name, value in sorted((row.labels or {}).items())],
+        idempotency_key=row.idempotency_key,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        cancel_requested_at=row.cancel_requested_at,
+        duration=duration(row.started_at, row.completed_at),
+        last_seq=row.last_seq,
+        change_seq=row.change_seq,
+        viewer_can_cancel=not status.terminal and actor.may(Permission.INSTANCE_RUN),
+        workflow_id=row.workflow_id,
+        version_id=row.version_id,
+        trigger_type=row.trigger_type,
+    )
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------
+
+
+@strawberry.input(description="Compares an instance's status.")
+class InstanceStatusFilter:
+    """``eq`` or ``in``."""
+
+    eq: InstanceStatus | None = field(default=UNSET, description="Is exactly this.")
+    in_: list[InstanceStatus] | None = field(default=UNSET, name="in", description="Is one of these.")
+
+
+@strawberry.input(description="A label that an instance must carry.")
+class LabelFilter:
+    """Name and value."""
+
+    name: str = field(description="The label's name.")
+    value: str = field(description="The label's value.")
+
+
+@strawberry.input(description="Which instances. Everything that is given must hold.")
+class InstanceWhere:
+    """See ``db.store.lists.INSTANCES``."""
+
+    id: IdFilter | None = field(default=None, description="By id.")
+    workflow: IdFilter | None = field(default=None, description="By their workflow's id.")
+    version: IdFilter | None = field(default=None, description="By their version's id.")
+    status: InstanceStatusFilter | None = field(default=None, description="By status.")
+    trigger: StringFilter | None = field(default=None, description="By the type of what started them.")
+    priority: IntFilter | None = field(default=None, description="By priority.")
+    created_at: DateTimeFilter | None = field(default=None, description="By when they were started.")
+    started_at: DateTimeFilter | None = field(default=None, description="By when a worker took them up.")
+    completed_at: DateTimeFilter | None = field(default=None, description="By when they ended.")
+    created_by: IdFilter | None = field(default=None, description="By who started them.")
+    label: LabelFilter | None = field(default=None, description="By a label.")
+    and_: list[InstanceWhere] | None = field(default=None, name="and", description="All of these hold.")
+    or_: list[InstanceWhere] | None = field(default=None, name="or", description="At least one of these holds.")
+    not_: InstanceWhere | None = field(default=None, name="not", description="This does not hold.")
+
+
+@strawberry.enum(description="The order of a list of instances.")
+class InstanceOrder(Enum):
+    """Order and direction."""
+
+    CREATED_DESC = strawberry.enum_value("CREATED_DESC", description="The newest first.")
+    CREATED_ASC = strawberry.enum_value("CREATED_ASC", description="The oldest first.")
+    CHANGED_DESC = strawberry.enum_value("CHANGED_DESC", description="The one that changed last first.")
+    CHANGED_ASC = strawberry.enum_value("CHANGED_ASC", description="The one that has not changed for longest first.")
+
+
+Where = Annotated[InstanceWhere | None, argument(name="where", description="Only those that match.")]
+OrderBy = Annotated[InstanceOrder, argument(description="In which order.")]
+
+
+@strawberry.type
+class InstanceQuery:
+    """Instances by id and as lists."""
+
+    @query(Permission.INSTANCE_READ, "One instance; null if your project has none of that id.")
+    async def instance(
+        self, info: Info, id: Annotated[strawberry.ID, argument(description="The instance's id.")]
+    ) -> Instance | None:
+        """By loader."""
+        row = await info.context.load.instance.load(id)
+        return None if row is None else instance(row, caller(info))
+
+    @query(Permission.INSTANCE_READ, "The instances of your project, the newest first unless you say otherwise.")
+    async def instances(
+        self,
+        info: Info,
+        where: Where = None,
+        order_by: OrderBy = InstanceOrder.CREATED_DESC,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+    ) -> Connection[Instance]:
+        """One page."""
+        order, _, direction = order_by.value.partition("_")
+        asked = part(lists.INSTANCES, order, direction == "DESC", first, after, last, before)
+        wanted = filter_of(where)
+        actor, db = caller(info), info.context.engine.database
+        page = await db.read(lists.page, lists.INSTANCES, actor.project_id, wanted, asked)
+        return connection(
+            lists.INSTANCES,
+            asked,
+            page,
+            lambda row: instance(row, actor),
+            lambda: db.read(lists.count, lists.INSTANCES, actor.project_id, wanted),
+        )
+
+
+# ---- starting and cancelling ----------------------------------------------------------------------------------
+
+
+@strawberry.input(description="A name and value to put on the instance, to find it by.")
+class LabelInput:
+    """One pair."""
+
+    name: str = field(description="The label's name.")
+    value: str = field(description="The label's value.")
+
+
+@strawberry.input(one_of=True, description="Which workflow to run: exactly one of these.")
+class WorkflowRef:
+    """By id, name or version."""
+
+    id: strawberry.ID | None = field(default=UNSET, description="The workflow's id: its current version runs.")
+    name: str | None = field(default=UNSET, description="The workflow's name: its current version runs.")
+    version: strawberry.ID | None = field(default=UNSET, description="A version's id: exactly that one runs.")
+
+
+@strawberry.input(description="What to run, and how.")
+class InstanceStartInput:
+    """See ``engine.instances``."""
+
+    workflow: WorkflowRef = field(description="Which workflow to run.")
+    input: JSON | None = field(default=None, description="The run's input; it must fit the version's `input_schema`.")
+    priority: int = field(default=5, description="From 1 (low) to 10 (urgent).")
+    timeout: timedelta | None = field(default=None, description="How long the whole run may take.")
+    queue_timeout: timedelta | None = field(default=None, description="How long it may wait for its first node to begin.")
+    idempotency_key: str | None = field(
+        default=None, description="Starting again with the same key gives the instance that exists, never a second one."
+    )
+    labels: list[LabelInput] | None = field(default=None, description="What to put on it, to find it by.")
+    wait: timedelta | None = field(
+        default=None, description="Answer when the run has ended, or after this long: 60 seconds at most."
+    )
+
+
+@strawberry.type(description="The instance was started, or is the one that the key had started before.")
+class InstanceStartPayload:
+    """What was started."""
+
+    instance: Instance = field(description="The instance.")
+    created: bool = field(description="False if the idempotency key had been used: nothing new was started.")
+    change_seq: BigInt = field(description="Your stream has caught up when it is here.")
+
+
+@strawberry.input(description="Which instance to cancel.")
+class InstanceCancelInput:
+    """See ``engine.instances``."""
+
+    id: strawberry.ID = field(description="The instance's id.")
+    reason: str | None = field(default=None, description="Why, for whoever looks at its history.")
+
+
+@strawberry.type(description="The request is recorded. The instance is CANCELED when its nodes have stopped.")
+class InstanceCancelPayload:
+    """What is being cancelled."""
+
+    instance: Instance = field(description="The instance.")
+    change_seq: BigInt = field(description="Your stream has caught up when it is here.")
+
+
+InstanceStartResult = Annotated[
+    InstanceStartPayload | ValidationFailed | NotFound | Conflict | PermissionDenied | QuotaExceeded,
+    strawberry.union("InstanceStartResult", description="A started instance, or why there is none."),
+]
+InstanceCancelResult = Annotated[
+    InstanceCancelPayload | ValidationFailed | NotFound | Conflict | PermissionDenied,
+    strawberry.union("InstanceCancelResult", description="A cancelled instance, or why it is not."),
+]
+
+
+@strawberry.type
+class InstanceMutation:
+    """What can be done with runs."""
+
+    @mutation(Permission.INSTANCE_RUN, "Run a workflow.")
+    async def instance_start(
+        self, info: Info, input: Annotated[InstanceStartInput, argument(description="What to run, and how.")]
+    ) -> InstanceStartResult:
+        """Starts, and waits if asked to."""
+        actor, engine = caller(info), info.context.engine
+        if input.wait is not None and input.wait > LONGEST_WAIT:
+            message = "`wait` can be 60 seconds at most; use a subscription to wait longer."
+            raise errors.Invalid([errors.Problem("/wait", "OUT_OF_RANGE", message)], path=("wait",))
+        workflow_id, version_id = _given(input.workflow.id), _given(input.workflow.version)
+        if version_id is not None:
+            version = await info.context.load.version.load(version_id)
+            if version is None:
+                raise errors.NotFound("workflow version", version_id, path=("input", "workflow", "version"))
+            workflow_id = version.workflow_id
+        started = await engine.instances.start(
+            actor,
+            workflow_id=workflow_id,
+            workflow_name=_given(input.workflow.name),
+            version_id=version_id,
+            input=input.input,
+            trigger=e.Trigger(type="api"),
+            priority=input.priority,
+            timeout=input.timeout,
+            queue_timeout=input.queue_timeout,
+            idempotency_key=input.idempotency_key,
+            labels={label.name: label.value for label in input.labels or ()},
+        )
+        if input.wait is not None:
+            extend_deadline(input.wait.total_seconds() + 5)
+            await engine.instances.wait(actor, started.instance_id, input.wait)
+        return InstanceStartPayload(
+            instance=await _reread(info, started.instance_id),
+            created=started.created,
+            change_seq=BigInt(started.change_seq),
+        )
+
+    @mutation(Permission.INSTANCE_RUN, "Cancel a run: its nodes are stopped, then it is CANCELED. Twice is once.")
+    async def instance_cancel(
+        self, info: Info, input: Annotated[InstanceCancelInput, argument(description="Which one, and why.")]
+    ) -> InstanceCancelResult:
+        """Asks the holder to stop."""
+        change_seq = await info.context.engine.instances.cancel(caller(info), input.id, input.reason)
+        return InstanceCancelPayload(instance=await _reread(info, input.id), change_seq=BigInt(change_seq))
+
+
+def _given(value: str | None) -> str | None:
+    return None if value is UNSET else value
+
+
+async def _reread(info: Info, id: str) -> Instance:
+    """The instance as it is now."""
+    info.context.refresh()
+    row = await info.context.load.instance.load(id)
+    if row is None:
+        raise errors.NotFound("instance", id)
+    return instance(row, caller(info))

@@ -1,0 +1,225 @@
+"""What is read for many objects at once: each loader gathers the keys of one turn and asks the database once.
+
+Loaders live as long as one operation (for subscriptions: one item), so nothing they remember can be stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Row
+from strawberry.dataloader import DataLoader
+
+from db.store import lists
+from engine.engine import Engine
+from flow import events as e
+from flow.definition import Definition
+from flow.planner import Graph, prepare
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+#: Bounds the parameters of one statement.
+BATCH = 500
+
+class Part(NamedTuple):
+    """A page of what belongs to one parent."""
+
+    parent: str
+    where: lists.Filter
+    slice: lists.Slice
+
+
+class Counted(NamedTuple):
+    """How much belongs to one parent."""
+
+    parent: str
+    where: lists.Filter
+
+
+class Events(NamedTuple):
+    """Some events of one instance."""
+
+    instance_id: str
+    after: int
+    limit: int
+    type: str | None = None
+    path: str | None = None
+
+
+class Loaders:
+    """One operation's loaders on one project."""
+
+    def __init__(self, engine: Engine, project_id: str) -> None:
+        self.engine = engine
+        self.project_id = project_id
+
+    @cached_property
+    def workflow(self) -> DataLoader[str, Row[Any] | None]:
+        """A workflow's row by id."""
+        return self._by_id(lists.workflows)
+
+    @cached_property
+    def version(self) -> DataLoader[str, Row[Any] | None]:
+        """A version's row by id, without the definition."""
+        return self._by_id(lists.versions)
+
+    @cached_property
+    def document(self) -> DataLoader[str, dict[str, Any] | None]:
+        """A version's definition as it is stored."""
+        return self._by_id(lists.definitions)
+
+    @cached_property
+    def instance(self) -> DataLoader[str, Row[Any] | None]:
+        """An instance's row by id."""
+        return self._by_id(lists.instances)
+
+    @cached_property
+    def created(self) -> DataLoader[str, e.InstanceCreated | None]:
+        """An instance's first event: what it was started with."""
+
+        async def fetch(ids: list[str]) -> Sequence[e.InstanceCreated | None]:
+            found = await self.engine.database.read(lists.events, ids, 0, 1)
+            firsts = [found[id][0].event if found[id] else None for id in ids]
+            return [event if isinstance(event, e.InstanceCreated) else None for event in firsts]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def node(self) -> DataLoader[tuple[str, str], Row[Any] | None]:
+        """A node execution's row by instance and path. The caller has made sure that the instance is the project's."""
+
+        async def fetch(keys: list[tuple[str, str]]) -> Sequence[Row[Any] | None]:
+            found = await self.engine.database.read(lists.nodes, keys)
+            return [found.get(key) for key in keys]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def outcomes(self) -> DataLoader[str, lists.Rows]:
+        """What every node of an instance came to."""
+
+        async def fetch(ids: list[str]) -> Sequence[lists.Rows]:
+            found = await self.engine.database.read(lists.outputs, ids)
+            return [found[id] for id in ids]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def node_counts(self) -> DataLoader[str, dict[str, int]]:
+        """How many nodes of an instance are in each status."""
+
+        async def fetch(ids: list[str]) -> Sequence[dict[str, int]]:
+            found = await self.engine.database.read(lists.node_counts, ids)
+            return [found[id] for id in ids]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def versions_of(self) -> DataLoader[Part, lists.Page]:
+        """A page of a workflow's versions."""
+        return self._pages(lists.VERSIONS)
+
+    @cached_property
+    def version_count(self) -> DataLoader[Counted, int]:
+        """How many versions a workflow has."""
+        return self._counts(lists.VERSIONS)
+
+    @cached_property
+    def instances_of(self) -> DataLoader[Part, lists.Page]:
+        """A page of a workflow's instances."""
+        return self._pages(lists.INSTANCES)
+
+    @cached_property
+    def instance_count(self) -> DataLoader[Counted, int]:
+        """How many instances a workflow has."""
+        return self._counts(lists.INSTANCES)
+
+    @cached_property
+    def nodes_of(self) -> DataLoader[Part, lists.Page]:
+        """A page of an instance's node executions."""
+        return self._pages(lists.NODES)
+
+    @cached_property
+    def node_count(self) -> DataLoader[Counted, int]:
+        """How many node executions an instance has."""
+        return self._counts(lists.NODES)
+
+    @cached_property
+    def events(self) -> DataLoader[Events, list[e.Recorded]]:
+        """Some events of an instance."""
+
+        async def fetch(keys: list[Events]) -> Sequence[list[e.Recorded]]:
+            groups: defaultdict[tuple[int, int, str | None, str | None], list[str]] = defaultdict(list)
+            for instance_id, *rest in keys:
+                after, limit, type, path = rest
+                groups[after, limit, type, path].append(instance_id)
+            found: dict[Events, list[e.Recorded]] = {}
+            for (after, limit, type, path), ids in groups.items():
+                answer = await self.engine.database.read(lists.events, ids, after, limit, type=type, path=path)
+                found |= {Events(id, after, limit, type, path): rows for id, rows in answer.items()}
+            return [found[key] for key in keys]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def graph(self) -> DataLoader[str, Graph | None]:
+        """A version's definition, prepared; None for a draft whose problems keep it from being one."""
+
+        async def fetch(ids: list[str]) -> Sequence[Graph | None]:
+            versions, documents = await asyncio.gather(self.version.load_many(ids), self.document.load_many(ids))
+            return [_graph(version, document) for version, document in zip(versions, documents, strict=True)]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    def _by_id(
+        self, query: Callable[[Connection, str, Sequence[str]], Mapping[str, V]]
+    ) -> DataLoader[str, V | None]:
+        async def fetch(ids: list[str]) -> Sequence[V | None]:
+            found = await self.engine.database.read(query, self.project_id, ids)
+            return [found.get(id) for id in ids]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    def _pages(self, listing: lists.Listing) -> DataLoader[Part, lists.Page]:
+        async def fetch(keys: list[Part]) -> Sequence[lists.Page]:
+            groups: defaultdict[tuple[lists.Filter, lists.Slice], list[str]] = defaultdict(list)
+            for parent, where, part in keys:
+                groups[where, part].append(parent)
+            found: dict[Part, lists.Page] = {}
+            for (where, part), parents in groups.items():
+                answer = await self.engine.database.read(lists.pages, listing, parents, where, part)
+                found |= {Part(parent, where, part): page for parent, page in answer.items()}
+            return [found[key] for key in keys]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    def _counts(self, listing: lists.Listing) -> DataLoader[Counted, int]:
+        async def fetch(keys: list[Counted]) -> Sequence[int]:
+            groups: defaultdict[lists.Filter, list[str]] = defaultdict(list)
+            for parent, where in keys:
+                groups[where].append(parent)
+            found: dict[Counted, int] = {}
+            for where, parents in groups.items():
+                answer = await self.engine.database.read(lists.counts, listing, parents, where)
+                found |= {Counted(parent, where): number for parent, number in answer.items()}
+            return [found[key] for key in keys]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+
+def _graph(version: Row[Any] | None, document: dict[str, Any] | None) -> Graph | None:
+    if version is None or document is None or version.problems:
+        return None
+    # It was checked when it was stored, in its canonical form: nothing but types is to be read.
+    return prepare(msgspec.convert(document, Definition))
+
+
+async def artifact_json(engine: Engine, artifact: Mapping[str, Any]) -> Any:
+    """The value that was too large to be stored inline. Raises engine.artifacts.ArtifactMissing."""
+    return await asyncio.to_thread(engine.artifacts.read_json, artifact)
