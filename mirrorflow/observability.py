@@ -15,7 +15,6 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from starlette.requests import Request
 from starlette.responses import Response
 
 LogFormat = Literal["console", "json"]
@@ -37,7 +36,8 @@ def configure_logging(level: str, format: LogFormat, stream: TextIO = sys.stderr
     ]
     last: list[structlog.typing.Processor]
     if format == "json":
-        last = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # locals hold secrets
+        last = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     else:
         last = [
             structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
@@ -76,11 +76,6 @@ def metrics_registry() -> CollectorRegistry:
     return registry
 
 
-class MetricsRoute:
-    """``GET /metrics`` in Prometheus' text format."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    async def __call__(self, request: Request) -> Response:
-        return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
+def metrics_response(registry: CollectorRegistry) -> Response:
+    """All figures in Prometheus' text format."""
+    return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})

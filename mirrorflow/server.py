@@ -54,7 +54,7 @@ from graph.limits import Limits
 from graph.request import decoded
 from graph.view import GraphQLView
 from mirrorflow.edge import CONTENT_SECURITY_POLICY, Edge
-from mirrorflow.observability import MetricsRoute
+from mirrorflow.observability import metrics_response
 
 STATIC = Path(__file__).parent / "static"
 SESSION_SECONDS = 30 * 24 * 3600
@@ -62,6 +62,11 @@ CHECK_SECONDS = 5.0
 GRACE_SECONDS = 10
 #: After this many seconds without an acknowledgement the kernel gives a client up, however full its buffer is.
 UNREAD_SECONDS = 10
+
+#: GraphiQL's editor sets styles from scripts, and its fonts are written into its style sheet.
+PLAYGROUND_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
+    "font-src 'self'", "font-src 'self' data:"
+)
 
 log = structlog.get_logger("http")
 
@@ -109,7 +114,7 @@ def application(
     ``hosts``: the names it answers to besides localhost and addresses, None for any (behind a proxy that checks).
     ``allowed_origins``: other sites' pages that may use it. ``lifespan`` starts and stops the rest.
     """
-    routes = _Routes(backend, static, frozenset(allowed_origins), import_bytes)
+    routes = _Routes(backend, registry, static, frozenset(allowed_origins), import_bytes)
     view = GraphQLView(
         schema,
         authenticate=backend.authenticate,
@@ -127,7 +132,7 @@ def application(
             Route("/artifacts/{id}", routes.artifact, methods=["GET"]),
             Route("/health/live", routes.live, methods=["GET"]),
             Route("/health/ready", routes.ready, methods=["GET"]),
-            Route("/metrics", MetricsRoute(registry), methods=["GET"]),
+            Route("/metrics", routes.metrics, methods=["GET"]),
             Mount("/static", StaticFiles(directory=static, check_dir=False)),
             Route("/graphql", view),
             WebSocketRoute("/graphql", view),
@@ -144,7 +149,15 @@ def application(
 
 
 class _Routes:
-    def __init__(self, backend: Backend, static: Path, allowed_origins: frozenset[str], import_bytes: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        registry: CollectorRegistry,
+        static: Path,
+        allowed_origins: frozenset[str],
+        import_bytes: int,
+    ) -> None:
+        self._registry = registry
         self._backend = backend
         self._static = static
         self._import_bytes = import_bytes
@@ -160,7 +173,7 @@ class _Routes:
             return FileResponse(self._static / "no-graphiql.html", 503)
         if await self._user(request, required=False) is None:
             return FileResponse(self._static / "sign-in.html", 401)
-        policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+        policy = PLAYGROUND_POLICY
         headers = {"content-security-policy": policy, "cache-control": "no-cache"}
         return FileResponse(self._static / "graphiql" / "index.html", headers=headers)
 
@@ -216,6 +229,10 @@ class _Routes:
         checks = {name: problem or "ok" for name, problem in zip(names, problems, strict=True)}
         failed = any(problems)
         return _json({"status": "unavailable" if failed else "ok", "checks": checks}, 503 if failed else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        """Figures for Prometheus."""
+        return metrics_response(self._registry)
 
     async def _user(self, request: Request, *, required: bool = True) -> Any:
         user = await signed_in(request, self._backend.authenticate)

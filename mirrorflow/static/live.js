@@ -1,0 +1,258 @@
+// The live list: a plain client of the published GraphQL schema.
+
+import { CSRF, signIn, signInByLink, signedIn, signOut } from "./session.js";
+import { follow } from "./socket.js";
+
+const MOST = 100;
+const SHOWN = {
+  All: () => true,
+  Running: ({ status }) => ["PENDING", "RUNNING", "PAUSED"].includes(status),
+  Failed: ({ status }) => ["FAILED", "TIMED_OUT"].includes(status),
+  Completed: ({ status }) => status === "COMPLETED",
+  Canceled: ({ status }) => status === "CANCELED",
+};
+
+const RUNS = `subscription Runs($after: BigInt) {
+  instanceChanges(after: $after, first: ${MOST}) {
+    changeSeq
+    snapshot
+    removed
+    added { ...Run }
+    updated { ...Run }
+  }
+}
+fragment Run on Instance {
+  id
+  status
+  createdAt
+  startedAt
+  completedAt
+  viewerCanCancel
+  workflow { name displayName }
+  version { version }
+  progress { total running completed failed skipped canceled }
+  error { message nodeId }
+  nodeExecutions(first: 24) { nodes { id path nodeType status attempt startedAt completedAt } }
+}`;
+const WORKFLOWS = `query Workflows {
+  workflows(first: 50) { nodes { id name displayName description status currentVersion { version } } }
+}`;
+const CANCEL = `mutation Cancel($id: ID!) {
+  instanceCancel(input: { id: $id }) { __typename ... on UserError { message } }
+}`;
+
+const $ = (id) => document.getElementById(id);
+const runs = new Map(); // id → { run, row }
+let shown = "All";
+let after = null;
+
+async function ask(query, variables = {}) {
+  const answer = await fetch("/graphql", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: "application/graphql-response+json", ...CSRF },
+    body: JSON.stringify({ query, variables }),
+  });
+  const { data, errors } = await answer.json();
+  if (errors) throw new Error(errors[0].message);
+  return data;
+}
+
+// ---- one run ----
+
+function put(run) {
+  const known = runs.get(run.id);
+  const row = known?.row ?? $("run").content.firstElementChild.cloneNode(true);
+  runs.set(run.id, { run, row });
+  const part = (name) => row.querySelector(`.${name}`);
+  row.dataset.status = run.status;
+  part("status").textContent = run.status.replace("_", " ");
+  part("name").textContent = run.workflow.displayName ?? run.workflow.name;
+  part("name").title = run.workflow.name;
+  part("version").textContent = run.version.version;
+  part("id").textContent = run.id;
+  part("since").dateTime = run.createdAt;
+  part("since").title = new Date(run.createdAt).toLocaleString();
+  part("cancel").hidden = !run.viewerCanCancel;
+  const failed = run.error !== null;
+  part("error").hidden = !failed;
+  if (failed) part("error").textContent = [run.error.nodeId, run.error.message].filter(Boolean).join(": ");
+  showProgress(part("bar"), run.progress);
+  showNodes(part("nodes"), run);
+  showTimes(run, row, Date.now());
+  row.hidden = !SHOWN[shown](run);
+  if (!known) {
+    row.classList.add("fresh");
+    part("cancel").addEventListener("click", ({ target }) => cancel(run.id, target));
+    // Newest first: ids are ordered by time.
+    const older = [...$("runs").children].find((other) => other.dataset.id < run.id);
+    row.dataset.id = run.id;
+    $("runs").insertBefore(row, older ?? null);
+  }
+}
+
+function showProgress(bar, { total, running, completed, failed, skipped, canceled }) {
+  bar.ariaValueMax = total;
+  bar.ariaValueNow = completed + failed + skipped + canceled;
+  const parts = { completed, failed, skipped: skipped + canceled, running };
+  for (const [name, count] of Object.entries(parts)) {
+    bar.querySelector(`.${name}`).style.width = `${total ? (100 * count) / total : 0}%`;
+  }
+}
+
+function showNodes(list, { nodeExecutions, progress }) {
+  const chips = nodeExecutions.nodes.map((node) => {
+    const chip = document.createElement("li");
+    chip.dataset.status = node.status;
+    chip.title = `${node.nodeType} · ${node.status}`;
+    chip.append(node.path);
+    const notes = [];
+    if (node.attempt > 1) notes.push(`attempt ${node.attempt}`);
+    if (node.startedAt && node.completedAt) notes.push(length(new Date(node.completedAt) - new Date(node.startedAt)));
+    if (notes.length) chip.append(Object.assign(document.createElement("small"), { textContent: notes.join(" · ") }));
+    return chip;
+  });
+  const more = progress.total - chips.length;
+  if (more > 0) chips.push(Object.assign(document.createElement("li"), { textContent: `${more} more` }));
+  list.replaceChildren(...chips);
+}
+
+function showTimes(run, row, now) {
+  row.querySelector(".since").textContent = ago(now - new Date(run.createdAt));
+  const end = run.completedAt ? new Date(run.completedAt) : now;
+  row.querySelector(".duration").textContent = run.startedAt ? length(end - new Date(run.startedAt)) : "waiting";
+}
+
+function length(ms) {
+  if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
+  const seconds = ms / 1000;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} m ${Math.floor(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} m`;
+}
+
+function ago(ms) {
+  const seconds = Math.max(0, Math.round(ms / 1000));
+  if (seconds < 5) return "just now";
+  if (seconds < 60) return `${seconds} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  return seconds < 86400 ? `${Math.floor(seconds / 3600)} h ago` : `${Math.floor(seconds / 86400)} d ago`;
+}
+
+async function cancel(id, button) {
+  button.disabled = true;
+  try {
+    const { instanceCancel } = await ask(CANCEL, { id });
+    if (instanceCancel.message) button.title = instanceCancel.message;
+  } catch (error) {
+    button.title = error.message;
+    button.disabled = false;
+  }
+}
+
+// ---- the whole list ----
+
+function take({ instanceChanges: batch }) {
+  if (batch.snapshot) {
+    runs.clear();
+    $("runs").replaceChildren();
+  }
+  // A snapshot comes newest first; putting the oldest in first keeps each insertion at the head.
+  for (const run of [...batch.added, ...batch.updated].sort((a, b) => (a.id < b.id ? -1 : 1))) put(run);
+  for (const id of batch.removed) drop(id);
+  const extra = [...runs.keys()].sort().slice(0, Math.max(0, runs.size - MOST));
+  extra.forEach(drop);
+  after = batch.changeSeq;
+  showFilters();
+}
+
+function drop(id) {
+  runs.get(id)?.row.remove();
+  runs.delete(id);
+}
+
+function showFilters() {
+  const all = [...runs.values()].map(({ run }) => run);
+  const buttons = Object.entries(SHOWN).map(([name, fits]) => {
+    const button = document.createElement("button");
+    button.ariaPressed = String(name === shown);
+    const count = Object.assign(document.createElement("b"), { textContent: all.filter(fits).length });
+    button.append(`${name} `, count);
+    button.addEventListener("click", () => choose(name));
+    return button;
+  });
+  $("filters").replaceChildren(...buttons);
+  $("empty").hidden = runs.size > 0;
+}
+
+function choose(name) {
+  shown = name;
+  for (const { run, row } of runs.values()) row.hidden = !SHOWN[shown](run);
+  showFilters();
+}
+
+async function showWorkflows() {
+  const { workflows } = await ask(WORKFLOWS);
+  $("workflows").replaceChildren(
+    ...workflows.nodes.map((workflow) => {
+      const item = document.createElement("li");
+      const state = Object.assign(document.createElement("span"), { textContent: workflow.status });
+      state.dataset.state = workflow.status;
+      const name = Object.assign(document.createElement("strong"), { textContent: workflow.displayName ?? workflow.name });
+      name.title = workflow.name;
+      const about = [workflow.currentVersion?.version, workflow.description].filter(Boolean).join(" · ");
+      item.append(state, name, Object.assign(document.createElement("p"), { textContent: about }));
+      return item;
+    }),
+  );
+}
+
+function connection(state, words = state) {
+  $("connection").dataset.state = state;
+  $("connection").textContent = words;
+}
+
+function live() {
+  $("live").hidden = false;
+  $("sign-out").hidden = false;
+  $("sign-out").addEventListener("click", async () => {
+    await signOut();
+    location.reload();
+  });
+  showFilters();
+  const workflows = () => showWorkflows().catch((error) => connection("lost", error.message));
+  workflows();
+  follow({
+    query: RUNS,
+    variables: () => ({ after }),
+    next: (data) => {
+      const names = new Set([...$("workflows").querySelectorAll("strong")].map(({ title }) => title));
+      take(data);
+      if (data.instanceChanges.added.some(({ workflow }) => !names.has(workflow.name))) workflows();
+    },
+    state: (state) => (state === "refused" ? location.reload() : connection(state, state === "lost" ? "reconnecting" : state)),
+    refusal: ([error]) => {
+      after = null; // an expired cursor: begin again from a snapshot
+      connection("lost", error.message);
+    },
+  });
+  setInterval(() => {
+    const now = Date.now();
+    for (const { run, row } of runs.values()) showTimes(run, row, now);
+  }, 500);
+}
+
+function stranger(reason) {
+  connection("lost", "signed out");
+  $("sign-in-page").hidden = false;
+  $("refused").textContent = reason ?? "";
+  $("sign-in").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const refused = await signIn($("token").value.trim());
+    if (refused === null) location.reload();
+    else $("refused").textContent = refused;
+  });
+}
+
+const reason = await signInByLink();
+if (await signedIn()) live();
+else stranger(reason);
