@@ -85,6 +85,7 @@ class SqliteDatabase(Database):
         self._write_engine = _sqlite_engine(path, synchronous, begin="BEGIN IMMEDIATE", pool_size=1)
         self._read_engine = _sqlite_engine(path, synchronous, begin="BEGIN", pool_size=READER_THREADS)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="db-writer")
+        self._writing: Connection | None = None
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="db-reader")
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -93,12 +94,35 @@ class SqliteDatabase(Database):
 
     async def write(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, _transaction, self._write_engine, change, args, kwargs)
+        return await loop.run_in_executor(self._writer, self._write, change, args, kwargs)
+
+    def _write(self, change: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """One transaction on the writer thread's own connection: taking one from the pool each time costs as much
+        as a statement.
+        """
+        try:
+            if self._writing is None:
+                self._writing = self._write_engine.connect()
+            with self._writing.begin():
+                return change(self._writing, *args, **kwargs)
+        except DBAPIError as error:
+            if (refusal := _refusal(error)) is not None:
+                self._forget_connection()
+                raise refusal from error
+            raise
+
+    def _forget_connection(self) -> None:
+        if self._writing is not None:
+            self._writing.invalidate()
+            self._writing.close()
+            self._writing = None
 
     async def close(self) -> None:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
+        if self._writing is not None:
+            self._writer.submit(self._writing.close).result()
         self._writer.shutdown()
         self._readers.shutdown()
         self._read_engine.dispose()
@@ -137,12 +161,19 @@ def _transaction(engine: Engine, work: Callable[..., T], args: tuple[Any, ...], 
     try:
         with engine.begin() as connection:
             return work(connection, *args, **kwargs)
-    except OperationalError as error:
-        raise unavailable(error) from error
     except DBAPIError as error:
-        if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(error.orig, sqlite3.IntegrityError):
-            raise unavailable(error) from error
+        if (refusal := _refusal(error)) is not None:
+            raise refusal from error
         raise
+
+
+def _refusal(error: DBAPIError) -> StorageUnavailable | None:
+    """What SQLite's error means to a caller; None for one that is our own fault."""
+    if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(
+        error.orig, sqlite3.IntegrityError | sqlite3.ProgrammingError
+    ):
+        return unavailable(error)
+    return None
 
 
 def unavailable(error: Exception) -> StorageUnavailable:

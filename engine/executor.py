@@ -30,6 +30,7 @@ from engine.artifacts import ArtifactMissing, ArtifactStore
 from engine.definitions import PinnedVersion
 from engine.drive import Drive
 from engine.journal import Journal
+from engine.lru import LRU
 from engine.placement import Runner
 from engine.queue import Queue
 from flow import events as e
@@ -87,7 +88,7 @@ class Executor:
         self._fences: dict[str, int] = {}
         self._drives: dict[str, Drive] = {}
         self._knocks: set[str] = set()
-        self._graphs: OrderedDict[str, Prepared] = OrderedDict()
+        self._graphs: LRU[str, Prepared] = LRU(GRAPHS_KEPT)
         self._space = asyncio.Event()
         self._space.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -260,10 +261,6 @@ class Executor:
             graph = prepare(pinned.definition, lambda node: self._lane(node.type))
             prepared = Prepared(graph, pinned.workflow_id, pinned.workflow_name)
             self._graphs[version_id] = prepared
-            if len(self._graphs) > GRAPHS_KEPT:
-                self._graphs.popitem(last=False)
-        else:
-            self._graphs.move_to_end(version_id)
         return prepared
 
     def _lane(self, node_type: str) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 
 from db.session import Database
 from db.store import instances as store
-from db.store.journal import Committed, Create, Exists
+from db.store.journal import Committed, Create, Exists, Stale
 from db.store.workflows import StoredWorkflow
 from engine import clock
 from engine.access import Actor, Permission
 from engine.executor import Executor
 from engine.journal import Journal
+from engine.lru import LRU
 from engine.streams import Streams
 from engine.workflows import Workflows
 from flow import events as e
@@ -56,6 +57,9 @@ class Instances:
         self._executor = executor
         self._workflows = workflows
         self._streams = streams
+        #: Workflows as they were last seen runnable, by project and id or name; the journal's transaction has the
+        #: last word, so that a start costs no query of its own.
+        self._known: LRU[tuple[str, str], StoredWorkflow] = LRU(1_000)
 
     async def start(
         self,
@@ -77,7 +81,9 @@ class Instances:
         Raises Invalid with every problem of the input and the options, Conflict if the workflow's status forbids it.
         """
         actor.require(Permission.INSTANCE_RUN)
-        workflow = await self._runnable(actor, workflow_id, workflow_name)
+        known = (actor.project_id, workflow_id or workflow_name or "")
+        current = version_id is None
+        workflow = self._known.get(known) or await self._runnable(actor, workflow_id, workflow_name)
         version_id = version_id or workflow.current_version_id or ""
         pinned = await self._workflows.version(version_id)
         if pinned.workflow_id != workflow.id:
@@ -103,11 +109,30 @@ class Instances:
             project_id=actor.project_id,
             created=e.Recorded(1, clock.now(), created),
             idempotency_key=idempotency_key,
+            current=current,
             worker=self._executor.worker if claimed else None,
             lease_s=self._executor.lease_s,
         )
         # Shielded: a caller who hangs up has started the run all the same, and it must be driven.
-        return await asyncio.shield(asyncio.ensure_future(self._create(create, claimed)))
+        started = await asyncio.shield(asyncio.ensure_future(self._create(create, claimed)))
+        if started is not None:
+            self._known[known] = workflow
+            return started
+        # What was known of the workflow no longer holds: ask again, and be refused if need be.
+        self._known.pop(known, None)
+        return await self.start(
+            actor,
+            workflow_id=workflow_id,
+            workflow_name=workflow_name,
+            version_id=None if current else version_id,
+            input=input,
+            trigger=trigger,
+            priority=priority,
+            timeout=timeout,
+            queue_timeout=queue_timeout,
+            idempotency_key=idempotency_key,
+            labels=labels,
+        )
 
     async def _runnable(self, actor: Actor, id: str | None, name: str | None) -> StoredWorkflow:
         if id is not None:
@@ -123,7 +148,8 @@ class Instances:
             raise Conflict(f"The workflow {workflow.name!r} is {status}. {remedy}", status=status.value)
         return workflow
 
-    async def _create(self, create: Create, claimed: bool) -> Started:
+    async def _create(self, create: Create, claimed: bool) -> Started | None:
+        """Store and wake the new instance; None if its workflow isn't as it was believed to be."""
         match await self._journal.submit(create):
             case Committed(change_seq=change_seq):
                 if claimed:
@@ -133,6 +159,8 @@ class Instances:
                 return Started(create.instance_id, True, change_seq)
             case Exists(instance_id=instance_id, change_seq=change_seq):
                 return Started(instance_id, False, change_seq)
+            case Stale():
+                return None
             case other:
                 raise AssertionError(f"a Create can't end as {other}")
 

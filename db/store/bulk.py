@@ -40,6 +40,41 @@ def insert(
         start += size
 
 
+def select_in(
+    connection: Connection,
+    table: Table,
+    columns: tuple[str, ...],
+    key: str,
+    values: Sequence[Any],
+    *,
+    lock: bool = False,
+) -> list[tuple[Any, ...]]:
+    """The columns of the rows whose ``key`` is among ``values``, by key; with ``lock`` nobody else changes them.
+
+    Values come as Python has them, only not for JSON columns. SQLite's writer holds every row anyway.
+    """
+    dialect = connection.dialect
+    read = [table.c[column].type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+    found: list[tuple[Any, ...]] = []
+    start = 0
+    for size in _sizes(len(values), 1):
+        statement = _select(dialect.paramstyle, table, columns, key, size, lock and dialect.name != "sqlite")
+        rows = connection.exec_driver_sql(statement, tuple(values[start : start + size]))
+        found.extend(
+            tuple(value if process is None else process(value) for process, value in zip(read, row, strict=True))
+            for row in rows
+        )
+        start += size
+    return found
+
+
+@lru_cache(maxsize=256)
+def _select(paramstyle: str, table: Table, columns: tuple[str, ...], key: str, size: int, lock: bool) -> str:
+    wanted = ", ".join("?" if paramstyle == "qmark" else f"${i + 1}" for i in range(size))
+    suffix = f" ORDER BY {key}" + (" FOR UPDATE" if lock else "")
+    return f"SELECT {', '.join(columns)} FROM {table.name} WHERE {key} IN ({wanted}){suffix}"
+
+
 def upsert(key: tuple[str, ...], columns: tuple[str, ...]) -> str:
     """The ON CONFLICT clause that takes the new row's values for every column but the key's."""
     taken = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from db.models import Project
 from flow.errors import NotFound
+
+# Built once: SQLAlchemy takes longer to build this statement than SQLite to run it.
+_TAKE = (
+    update(Project.__table__)  # type: ignore[arg-type]
+    .where(Project.id == bindparam("id_"))
+    .values(change_seq=Project.change_seq + bindparam("n"))
+    .returning(Project.change_seq)
+)
 
 
 def take(conn: Connection, project_id: str, n: int = 1) -> int:
@@ -15,12 +23,7 @@ def take(conn: Connection, project_id: str, n: int = 1) -> int:
     read after this call in the same transaction can't be changed by another writer of the project.
     Raises NotFound if there is no such project.
     """
-    last = conn.execute(
-        update(Project)
-        .where(Project.id == project_id)
-        .values(change_seq=Project.change_seq + n)
-        .returning(Project.change_seq)
-    ).scalar_one_or_none()
+    last = conn.execute(_TAKE, {"id_": project_id, "n": n}).scalar_one_or_none()
     if last is None:
         raise NotFound("project", project_id)
     return int(last) - n + 1

@@ -11,27 +11,32 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Table, delete, select
 
-from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution
+from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution, Workflow
 from db.store import bulk, changes
 from db.store.dbclock import db_now
 from flow import events as e
 from flow.history import NodeState, Snapshot
-from flow.states import InstanceStatus
+from flow.states import InstanceStatus, WorkflowStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A new instance with its event 1. With ``worker``, it is claimed at once for that worker (its fence is 1)."""
+    """A new instance with its event 1. With ``worker``, it is claimed at once for that worker (its fence is 1).
+
+    ``current``: its version is to be the workflow's current one. That, and that the workflow may be run at all, is
+    checked in the same transaction.
+    """
 
     instance_id: str
     project_id: str
     created: e.Recorded
     idempotency_key: str | None = None
+    current: bool = True
     worker: str | None = None
     lease_s: float = 15.0
 
@@ -90,13 +95,19 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """The workflow is gone, may not be run (any more), or has another current version; nothing was created."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Another worker holds the instance, or it is gone; nothing was written for it."""
 
 
-Outcome = Committed | Exists | Lost
+Outcome = Committed | Exists | Stale | Lost
 
 _INSTANCES: Table = Instance.__table__  # type: ignore[assignment]
+_WORKFLOWS: Table = Workflow.__table__  # type: ignore[assignment]
 _EVENTS: Table = EventRow.__table__  # type: ignore[assignment]
 _NODES: Table = NodeExecution.__table__  # type: ignore[assignment]
 _ARTIFACTS: Table = Artifact.__table__  # type: ignore[assignment]
@@ -154,6 +165,15 @@ _NODE_COLUMNS = (
 )
 _NODE_UPSERT = bulk.upsert(("instance_id", "path"), _NODE_COLUMNS)
 _ARTIFACT_COLUMNS = ("id", "project_id", "instance_id", "sha256", "size", "media_type", "created_at")
+
+
+class _Held(NamedTuple):
+    fence: int
+    last_seq: int
+    change_seq: int
+    owner: str | None
+    lease_until: Any
+    lost_claims: int
 
 
 def instance_row(instance_id: str, project_id: str, snapshot: Snapshot) -> tuple[Any, ...]:
@@ -229,10 +249,13 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
         else:
             outcomes[id(append)] = Lost()
     existing = _existing(connection, creates)
+    workflows = _workflows(connection, creates)
     fresh: list[Create] = []
     for create in creates:
         if (found := existing.get(_key(create))) is not None:
             outcomes[id(create)] = found
+        elif not _startable(create, workflows):
+            outcomes[id(create)] = Stale()
         else:
             fresh.append(create)
             if create.idempotency_key is not None:
@@ -251,17 +274,18 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
     return [outcomes[id(entry)] for entry in group]
 
 
-def _held(connection: Connection, appends: Sequence[Append]) -> dict[str, Any]:
+def _held(connection: Connection, appends: Sequence[Append]) -> dict[str, _Held]:
     if not appends:
         return {}
-    t = _INSTANCES.c
-    query = (
-        select(t.id, t.fence, t.last_seq, t.change_seq, t.owner, t.lease_until, t.lost_claims)
-        .where(t.id.in_([append.instance_id for append in appends]))
-        .order_by(t.id)
-        .with_for_update()
+    rows = bulk.select_in(
+        connection,
+        _INSTANCES,
+        ("id", "fence", "last_seq", "change_seq", "owner", "lease_until", "lost_claims"),
+        "id",
+        [append.instance_id for append in appends],
+        lock=True,
     )
-    return {row.id: row for row in connection.execute(query)}
+    return {row[0]: _Held(*row[1:]) for row in rows}
 
 
 def _key(create: Create) -> tuple[str, str | None]:
@@ -283,6 +307,25 @@ def _existing(connection: Connection, creates: Sequence[Create]) -> dict[tuple[s
     for id, project_id, change_seq in connection.execute(again):
         found[project_id, id] = Exists(id, change_seq)
     return found
+
+
+def _workflows(connection: Connection, creates: Sequence[Create]) -> dict[str, tuple[Any, ...]]:
+    ids = sorted({_created(create).workflow_id for create in creates})
+    columns = ("id", "project_id", "status", "current_version_id")
+    return {row[0]: row for row in bulk.select_in(connection, _WORKFLOWS, columns, "id", ids)} if ids else {}
+
+
+def _startable(create: Create, workflows: dict[str, tuple[Any, ...]]) -> bool:
+    created = _created(create)
+    row = workflows.get(created.workflow_id)
+    if row is None or row[1] != create.project_id or not WorkflowStatus(row[2]).runnable:
+        return False
+    return not create.current or row[3] == created.version_id
+
+
+def _created(create: Create) -> e.InstanceCreated:
+    assert isinstance(create.created.event, e.InstanceCreated)
+    return create.created.event
 
 
 def _places(connection: Connection, entries: Sequence[Entry]) -> dict[int, int]:
@@ -346,7 +389,7 @@ def _insert_events(
 
 
 def _update_instances(
-    connection: Connection, appends: Sequence[Append], held: dict[str, Any], places: dict[int, int]
+    connection: Connection, appends: Sequence[Append], held: dict[str, _Held], places: dict[int, int]
 ) -> None:
     rows = []
     for append in appends:

@@ -183,8 +183,11 @@ def _location(exif: Image.Exif) -> dict[str, float] | None:
 
 def without_place_and_turn(image: Image.Image, *, location: bool, upright: bool) -> bytes:
     """The picture's EXIF data to write with a copy: without where it was taken, and what was already turned."""
+    from PIL import Image
+
     try:
-        exif = image.getexif()
+        exif = Image.Exif()
+        exif.load(image.getexif().tobytes())  # a copy: the picture's own is still to tell which way is up
         if not location and _GPS in exif:
             del exif[_GPS]
         if upright and _ORIENTATION in exif:
