@@ -144,10 +144,13 @@ class _Dumper(yaml.SafeDumper):
 
 def _represented(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     style = None
-    if yaml_scalar(text) != text or text == "<<":
-        style = "'"
+    if not text.replace("\n", "").isprintable():
+        # Only double quotes escape; U+0085 and U+2028 would be folded as line ends elsewhere.
+        style = '"'
     elif "\n" in text:
         style = "|"
+    elif yaml_scalar(text) != text or text == "<<":
+        style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -228,10 +228,16 @@ class _YamlReader:
             return f"{top.pointer}/{len(top.value)}"
         return top.pointer if top.key is _NO_KEY or top.key is _MERGE else f"{top.pointer}/{pointer_token(top.key)}"
 
+    def at_key(self) -> bool:
+        """Whether the next value is the key of a mapping."""
+        return bool(self.open) and isinstance(self.open[-1].value, dict) and self.open[-1].key is _NO_KEY
+
     def scalar(self, event: Any, line: int) -> Any:
         tag = event.tag
         if tag in (None, "!") or event.implicit[0] or event.implicit[1]:
-            return _scalar(event.value, line) if event.implicit[0] else event.value
+            if event.implicit[0]:
+                return _MERGE if event.value == "<<" and self.at_key() else _scalar(event.value, line)
+            return event.value
         match tag.removeprefix(_TAG):
             case "str":
                 return event.value
@@ -244,7 +250,7 @@ class _YamlReader:
         if event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
             message = f"The tag {event.tag!r} in line {line} is not for JSON."
             raise _refusal(ProblemCode.NOT_JSON, message, self.pointer())
-        if self.open and isinstance(self.open[-1].value, dict) and self.open[-1].key is _NO_KEY:
+        if self.at_key():
             raise _refusal(ProblemCode.NOT_JSON, f"The key in line {line} is not text.", self.pointer())
         if len(self.open) >= MAX_TEXT_DEPTH:
             message = f"Line {line} is nested deeper than {MAX_TEXT_DEPTH}."
@@ -285,8 +291,8 @@ class _YamlReader:
             top.key = _NO_KEY
 
     def key(self, key: Any, top: _Open, line: int) -> Any:
-        if key == "<<":
-            return _MERGE
+        if key is _MERGE:
+            return key
         if isinstance(key, bool) or key is None:
             key = json.dumps(key)
         elif isinstance(key, int | float):
