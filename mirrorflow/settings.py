@@ -35,6 +35,14 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     data_dir: Path = Field(Path(".mirrorflow"), description="Folder of the database, the artifacts and the files.")
+    hosts: Names = Field(
+        (),
+        description="Names, separated by commas, that the server answers to besides localhost and addresses; `*` for "
+        "any (only behind a proxy that checks).",
+    )
+    origins: Names = Field(
+        (), description="Origins (`https://host:port`), separated by commas, of other sites' pages that may use it."
+    )
     database_url: SecretStr = Field(
         SecretStr(""),
         description="`sqlite:///path` or `postgresql+asyncpg://user:password@host/name`. "
@@ -63,9 +71,10 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         30.0, ge=0, le=600, description="How long running nodes may go on after the server was asked to stop."
     )
-    slots: int = Field(64, ge=1, le=10_000, description="Nodes that run at the same time in this process.")
+    slots: int = Field(1_000, ge=1, le=100_000, description="Nodes that run at the same time on the event loop.")
+    threads: int = Field(16, ge=1, le=1_000, description="Nodes that run at the same time in threads.")
     processes: int = Field(
-        max(1, os.cpu_count() or 1), ge=1, le=256, description="Worker processes for nodes that need one."
+        max(1, os.cpu_count() or 1), ge=1, le=256, description="Nodes that run at the same time in processes."
     )
     max_nodes: int = Field(5_000, ge=1, le=100_000, description="Most nodes in one workflow.")
 
@@ -85,7 +94,7 @@ class Settings(BaseSettings):
     sockets_per_user: int = Field(10, ge=1, description="Most sockets of one user.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Most subscriptions on one socket.")
 
-    @field_validator("allowed_roots", "outbound_allow", mode="before")
+    @field_validator("allowed_roots", "outbound_allow", "hosts", "origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

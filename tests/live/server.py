@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -250,7 +250,7 @@ class Server:
 
     async def subscribe(
         self, query: str, variables: Mapping[str, Any] | None = None, *, token: str | None = ""
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The ``data`` of each message of one subscription on a socket of its own, until it completes.
 
         Raises QueryFailed on errors and ``websockets.ConnectionClosed`` when the server goes away.
