@@ -58,7 +58,7 @@ def insert_workflow(conn: Connection, workflow: StoredWorkflow) -> None:
     conn.execute(insert(Workflow).values(**_columns(_WORKFLOW, workflow) | {"tags": list(workflow.tags)}))
 
 
-def update_workflow(conn: Connection, project_id: str, id: str, **values: Any) -> None:
+def update_workflow(conn: Connection, /, project_id: str, id: str, **values: Any) -> None:
     """Set some columns of a workflow."""
     conn.execute(update(Workflow).where(Workflow.project_id == project_id, Workflow.id == id).values(**values))
 
