@@ -1,20 +1,19 @@
-"""The outermost layer: which hosts we answer to, request ids, security headers, one log line per request."""
+"""The outermost layer: which hosts we answer to, request ids, security headers, the access log."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from engine.clock import new_id
 
 log = structlog.get_logger("http")
 
@@ -32,9 +31,9 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+_ALWAYS = [(name.encode(), value.encode()) for name, value in {**SECURITY_HEADERS, "cache-control": "no-store"}.items()]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,100}")
-#: Asked for all the time, and of no interest in a log.
-_QUIET = ("/health/", "/metrics", "/static/")
+SLOW_MS = 1000
 
 
 class Edge:
@@ -56,7 +55,7 @@ class Edge:
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = new_id("req")
+            request_id = f"req-{secrets.token_hex(8)}"
         scope["request_id"] = request_id
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             if not self._known(headers.get("host", "")):
@@ -86,10 +85,11 @@ class Edge:
                 raise
         finally:
             self._requests.labels(str(status)).inc()
-            if not scope["path"].startswith(_QUIET):
-                # Never the query string: it may hold a sign-in token.
-                milliseconds = round((time.perf_counter() - started) * 1000, 1)
-                log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
+            milliseconds = round((time.perf_counter() - started) * 1000, 1)
+            # A line costs more than a small query does, so what is neither slow nor refused is for debugging only.
+            write = log.info if status >= 400 or milliseconds > SLOW_MS else log.debug
+            # Never the query string: it may hold a sign-in token.
+            write("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
 
     def _known(self, host: str) -> bool:
         if self._hosts is None:
@@ -111,11 +111,9 @@ class Edge:
 
 
 def _complete(start: Message, request_id: str) -> None:
-    headers = MutableHeaders(raw=start.setdefault("headers", []))
-    headers["x-request-id"] = request_id
-    for name, value in SECURITY_HEADERS.items():
-        headers.setdefault(name, value)
-    headers.setdefault("cache-control", "no-store")
+    headers = start["headers"] = [*start.get("headers", ()), (b"x-request-id", request_id.encode())]
+    present = {name for name, _ in headers}
+    headers.extend(header for header in _ALWAYS if header[0] not in present)
 
 
 def _is_address(name: str) -> bool:

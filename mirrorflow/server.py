@@ -126,6 +126,8 @@ def application(
     )
     app = Starlette(
         routes=[
+            Route("/graphql", view),
+            WebSocketRoute("/graphql", view),
             Route("/", routes.page, methods=["GET"]),
             Route("/session", routes.session, methods=["GET", "POST", "DELETE"]),
             Route("/import", routes.import_definition, methods=["POST"]),
@@ -134,8 +136,6 @@ def application(
             Route("/health/ready", routes.ready, methods=["GET"]),
             Route("/metrics", routes.metrics, methods=["GET"]),
             Mount("/static", StaticFiles(directory=static, check_dir=False)),
-            Route("/graphql", view),
-            WebSocketRoute("/graphql", view),
         ],
         exception_handlers={
             HTTPException: _http_error,
