@@ -13,7 +13,12 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
+json_value = msgspec.json.Decoder().decode
+
+
+def json_text(value: Any) -> str:
+    """Compact JSON."""
+    return _encode(value).decode()
 
 
 class Instant(TypeDecorator[datetime]):
@@ -49,25 +54,29 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Json(TypeDecorator[Any]):
-    """Any JSON value, written by msgspec: JSONB on PostgreSQL, text on SQLite. None is SQL NULL."""
+    """Any JSON value, read back as it was written: JSON on PostgreSQL, text on SQLite. None is SQL NULL.
+
+    Not JSONB: it forgets the order of keys, in which an export and an output are shown, and turns 1e300 into an
+    integer of 301 digits. A query that looks inside casts (``db.store.lists``).
+    """
 
     impl = JSON
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.JSONB(none_as_null=True))
+            return dialect.type_descriptor(postgresql.JSON(none_as_null=True))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return _encode(value).decode()
+        return json_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return _decode(value)
+        return json_value(value)
 
 
 class JsonText(TypeDecorator[str]):

@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import InterfaceError as DriverInterfaceError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from db.base import json_text, json_value
 from flow.errors import StorageUnavailable
 
 P = ParamSpec("P")
@@ -136,20 +137,32 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         self._engine: AsyncEngine = create_async_engine(
-            url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_recycle=1800
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+            json_serializer=json_text,
+            json_deserializer=json_value,
         )
+        self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.write(query, *args, **kwargs)
+        return await self._transaction(self._reader, query, args, kwargs)
 
     async def write(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._transaction(self._engine, change, args, kwargs)
+
+    async def _transaction(
+        self, engine: AsyncEngine, work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
         try:
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(change, *args, **kwargs)
+            async with engine.begin() as connection:
+                return await connection.run_sync(work, *args, **kwargs)
         except (OperationalError, DriverInterfaceError, OSError) as error:
             raise unavailable(error) from error
         except DBAPIError as error:
-            if error.connection_invalidated:
+            if error.connection_invalidated or _state_of(error).startswith(_UNAVAILABLE_STATES):
                 raise unavailable(error) from error
             raise
 
@@ -174,6 +187,15 @@ def _refusal(error: DBAPIError) -> StorageUnavailable | None:
     ):
         return unavailable(error)
     return None
+
+
+#: PostgreSQL's SQLSTATEs for what is not the statement's fault: connection, deadlock, resources (a full disk, too many
+#: connections), an operator (shutdown), the system, a read-only server, no tables.
+_UNAVAILABLE_STATES = ("08", "40", "53", "57", "58", "25006", "42P01")
+
+
+def _state_of(error: DBAPIError) -> str:
+    return str(getattr(error.orig, "sqlstate", None) or "")
 
 
 def unavailable(error: Exception) -> StorageUnavailable:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     and_,
     case,
+    cast,
     exists,
     false,
     func,
@@ -220,7 +221,7 @@ def _bounds(listing: Listing, part: Slice) -> Iterable[ColumnElement[bool]]:
 def _tags(dialect: str, compare: Compare) -> ColumnElement[bool]:
     """``tags`` contains: one of the workflow's tags is exactly this."""
     if dialect == "postgresql":
-        return Workflow.tags.op("@>")(literal([compare.value], JSONB))
+        return cast(Workflow.tags, JSONB).op("@>")(literal([compare.value], JSONB))
     each = func.json_each(Workflow.tags).table_valued("value")
     return exists(select(1).select_from(each).where(each.c.value == compare.value))
 
@@ -229,7 +230,7 @@ def _label(dialect: str, compare: Compare) -> ColumnElement[bool]:
     """``label`` eq (name, value): the instance carries this label."""
     name, value = compare.value
     if dialect == "postgresql":
-        return Instance.labels.op("@>")(literal({name: value}, JSONB))
+        return cast(Instance.labels, JSONB).op("@>")(literal({name: value}, JSONB))
     each = func.json_each(func.coalesce(Instance.labels, "{}")).table_valued("key", "value")
     return exists(select(1).select_from(each).where(each.c.key == name, each.c.value == value))
 
