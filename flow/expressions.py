@@ -9,19 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from typing import Any
 
 from jmespath import exceptions
 
-from flow import jmes
+from flow import jmes, jmestree
 from flow.errors import Category, Failure, WorkflowError
+from flow.jmestree import References
 
 MAX_LENGTH = 2_000
-MAX_NESTING = 50
-#: How many times larger than its data the result of an expression may be.
-MAX_AMPLIFICATION = 1_000
 MAX_RENDER_DEPTH = 100
 
 Scope = dict[str, Any]
@@ -39,14 +36,6 @@ class ExpressionError(WorkflowError):
     def failure(self, node_id: str | None = None) -> Failure:
         """The same as data: why a node failed."""
         return Failure(code=self.code, category=Category.EXPRESSION, message=self.message, node_id=node_id)
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """The names that an expression takes from its scope, and the ids that it takes from ``nodes``."""
-
-    names: frozenset[str]
-    nodes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,12 +87,11 @@ def compiled(expression: str) -> Expression:
         raise ExpressionError(_unreadable(expression, error.lex_position, what)) from None
     except RecursionError:
         raise ExpressionError(f"The expression {_shown(expression)} is nested too deeply.") from None
-    amplification = 1
-    if _checked(expression, ast) and (amplification := _amplification(ast)) > MAX_AMPLIFICATION:
-        raise ExpressionError(
-            f"The expression {_shown(expression)} could make its data more than {MAX_AMPLIFICATION:,} times larger."
-        )
-    return Expression(expression, ast, _references(ast), amplification > 1)
+    try:
+        grows = jmestree.grows(ast)
+    except jmestree.Unfit as error:
+        raise ExpressionError(f"The expression {_shown(expression)} {error}.") from None
+    return Expression(expression, ast, jmestree.references(ast), grows)
 
 
 def search(expression: str, data: Any) -> Any:
@@ -325,120 +313,6 @@ def templates(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
 def pointer_token(key: object) -> str:
     """A key as one token of a JSON pointer (RFC 6901)."""
     return str(key).replace("~", "~0").replace("/", "~1")
-
-
-# ---- what the tree tells --------------------------------------------------------------------------------------
-
-
-def _children(ast: jmes.Ast) -> list[jmes.Ast]:
-    children: list[jmes.Ast] = ast["children"]
-    if ast["type"] != "slice":
-        return children
-    # A slice holds plain numbers instead of trees.
-    return [child for child in ast["children"] if isinstance(child, dict)]
-
-
-_BUILDING = frozenset({"multi_select_list", "multi_select_dict", "function_expression"})
-
-
-def _checked(expression: str, ast: jmes.Ast) -> bool:
-    """Refuse what is nested too deeply, or calls what isn't there; whether anything in it can build new values."""
-    builds = False
-    stack = [(1, ast)]
-    while stack:
-        depth, node = stack.pop()
-        if depth > MAX_NESTING:
-            raise ExpressionError(
-                f"The expression {_shown(expression)} is nested deeper than {MAX_NESTING}; split it over several nodes."
-            )
-        if node["type"] in _BUILDING:
-            builds = True
-            if node["type"] == "function_expression":
-                _check_call(expression, node["value"], len(node["children"]))
-        for child in _children(node):
-            stack.append((depth + 1, child))
-    return builds
-
-
-def _check_call(expression: str, name: str, given: int) -> None:
-    if name not in jmes.FUNCTIONS:
-        raise ExpressionError(
-            f"The expression {_shown(expression)} calls {name}(), which JMESPath doesn't have. "
-            f"There are: {', '.join(sorted(jmes.FUNCTIONS))}."
-        )
-    wanted, more = jmes.FUNCTIONS[name]
-    if given < wanted or (given > wanted and not more):
-        least = "at least " if more else ""
-        raise ExpressionError(
-            f"The expression {_shown(expression)} gives {name}() {given} arguments; it takes {least}{wanted}."
-        )
-
-
-def _amplification(ast: jmes.Ast) -> int:
-    """An upper bound of (size of the result) / (size of the data): what lists and objects add up, chains multiply."""
-    children = _children(ast)
-    match ast["type"]:
-        case "multi_select_list" | "multi_select_dict":
-            return max(1, sum(map(_amplification, children)))
-        case "function_expression" if ast["value"] in ("merge", "join", "not_null"):
-            return max(1, sum(map(_amplification, children)))
-        case "or_expression" | "and_expression":
-            return max(map(_amplification, children))
-        case "comparator" | "not_expression":
-            # The result is one truth value, but the sides are built to get it.
-            return max(map(_amplification, children))
-        case _:
-            product = 1
-            for child in children:
-                product *= _amplification(child)
-            return product
-
-
-class _At(Enum):
-    SCOPE = "scope"
-    NODES = "nodes"
-    ELSEWHERE = "elsewhere"
-
-
-def _references(ast: jmes.Ast) -> References:
-    names: set[str] = set()
-    nodes: set[str] = set()
-
-    def visit(node: jmes.Ast, at: _At) -> _At:
-        """Where the value of ``node``, evaluated at ``at``, stands."""
-        children = _children(node)
-        match node["type"]:
-            case "field":
-                if at is _At.SCOPE:
-                    names.add(node["value"])
-                    return _At.NODES if node["value"] == "nodes" else _At.ELSEWHERE
-                if at is _At.NODES:
-                    nodes.add(node["value"])
-                return _At.ELSEWHERE
-            case "identity" | "current":
-                return at
-            case "subexpression" | "pipe" | "index_expression":
-                for child in children:
-                    at = visit(child, at)
-                return at
-            case "projection" | "value_projection" | "filter_projection" | "flatten":
-                visit(children[0], at)
-                for child in children[1:]:
-                    visit(child, _At.ELSEWHERE)
-                return _At.ELSEWHERE
-            case "expref":
-                visit(children[0], _At.ELSEWHERE)
-                return _At.ELSEWHERE
-            case "or_expression" | "and_expression":
-                ends = [visit(child, at) for child in children]
-                return _At.NODES if _At.NODES in ends else _At.ELSEWHERE
-            case _:
-                for child in children:
-                    visit(child, at)
-                return _At.ELSEWHERE
-
-    visit(ast, _At.SCOPE)
-    return References(frozenset(names), frozenset(nodes))
 
 
 # ---- words for errors -----------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ def test_versions_order_as_semver_says() -> None:
         assert earlier <= later
         assert later >= earlier
         assert earlier != later
-    assert sorted(versions[::-1]) == versions
+    backwards = versions[::-1]
+    assert sorted(backwards) == versions
     assert [str(version) for version in versions] == ORDERED.split()
 
 
