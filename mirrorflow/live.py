@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 Event = Mapping[str, Any]
 
 BAR = 20
+REDRAW_S = 0.1
 STYLES = {
     "PENDING": ("·", "dim"),
     "RUNNING": ("●", "cyan"),
@@ -160,3 +163,38 @@ def line(event: Event) -> str:
     if error := data.get("error"):
         parts.append(f"{error['code']}: {error['message']}")
     return "  ".join(parts)
+
+
+async def told(run: Run, events: AsyncGenerator[Event, None], say: Callable[[str], None] | None) -> None:
+    """Follow a run to its end, with a line for each event if there is somebody to say it to."""
+    async with aclosing(events):
+        async for event in events:
+            run.apply(event)
+            if say is not None:
+                say(line(event))
+
+
+async def drawn(runs: Sequence[Run], follow: Callable[[Run], AsyncGenerator[Event, None]], screen: TextIO) -> None:
+    """Follow runs to their ends as trees that change in place on a terminal."""
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from engine.clock import now
+
+    def picture() -> Group:
+        return Group(*(run.tree(now()) for run in runs))
+
+    with Live(picture(), console=Console(file=screen), auto_refresh=False) as display:
+
+        async def redraw() -> None:
+            while True:
+                await asyncio.sleep(REDRAW_S)
+                display.update(picture(), refresh=True)
+
+        drawing = asyncio.create_task(redraw())
+        try:
+            await asyncio.gather(*(told(run, follow(run), None) for run in runs))
+        finally:
+            drawing.cancel()
+            await asyncio.gather(drawing, return_exceptions=True)
+            display.update(picture(), refresh=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="YAML or JSON files; - reads standard input.")]
 
+VERSION = "query($workflow: ID!, $version: SemVer!) { workflowVersion(workflow: $workflow, version: $version) { id } }"
 WORKFLOW = "query($name: String) { workflow(name: $name) { id name currentVersion { id version } } }"
 EXPORT = """
 mutation($input: WorkflowExportInput!) { workflowExport(input: $input) {
@@ -76,12 +77,16 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Print a definition in its canonical form."""
+    from mirrorflow.client import ClientError
 
     async def fetch() -> str:
         async with client(url, token, data_dir) as server:
-            asked: dict[str, Any] = {"workflow": (await workflow(server, name))["id"], "format": format.name}
+            asked: dict[str, Any] = {"id": (await workflow(server, name))["id"], "format": format.name}
             if version is not None:
-                asked["version"] = version
+                found = await server.query(VERSION, {"workflow": asked["id"], "version": version})
+                if found["workflowVersion"] is None:
+                    raise ClientError(f"There is no version {version} of {name}.", exit_code=2)
+                asked["version"] = found["workflowVersion"]["id"]
             return str((await server.mutate(EXPORT, {"input": asked}))["text"])
 
     typer.echo(asyncio.run(fetch()), nl=False)

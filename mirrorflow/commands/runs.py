@@ -63,7 +63,11 @@ def run(
 
     A file is stored first, as a new version where its name exists. Where no server runs, one is started for this run.
     """
+    from mirrorflow import live
     from mirrorflow.client import ClientError, NoServer
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
 
     is_file = what == "-" or Path(what).suffix in SUFFIXES or Path(what).is_file()
     text = text_of(what) if is_file else None
@@ -84,7 +88,10 @@ def run(
             return 0
         shown = _run_of(started)
         try:
-            await (_live([shown], server) if watch and sys.stderr.isatty() else _told(shown, server, aloud=watch))
+            if watch and sys.stderr.isatty():
+                await live.drawn([shown], lambda run: _followed(server, run.id), sys.stderr)
+            else:
+                await live.told(shown, _followed(server, shown.id), say if watch else None)
         except asyncio.CancelledError:
             typer.echo(f"{shown.id} goes on without you. Stop it with: mirrorflow cancel {shown.id}", err=True)
             raise
@@ -175,18 +182,6 @@ def cancel(
     typer.echo(f"{id}: {status if status == 'CANCELED' else f'{status}, being cancelled'}")
 
 
-async def watch_all(server: Client, started: list[dict[str, Any]]) -> list[Run]:
-    """Show several runs (as ``instanceStart`` gave them) until all have ended: a tree in a terminal, else lines."""
-    shown = [_run_of(each) for each in started]
-    if sys.stdout.isatty():
-        await _live(shown, server, on_stderr=False)
-    else:
-        await asyncio.gather(*(_told(each, server, aloud=False) for each in shown))
-        for each in shown:
-            typer.echo(f"{each.title}  {each.whole.status}")
-    return shown
-
-
 def _input(pairs: list[str], file: Path | None) -> dict[str, Any]:
     from mirrorflow.client import ClientError
 
@@ -237,43 +232,6 @@ async def _followed(server: Client, id: str, after: int = 0) -> AsyncGenerator[E
             if loop.time() - lost_at > PATIENCE_S:
                 raise ClientError(f"{error} It did not come back within {PATIENCE_S:g} s.") from None
         await asyncio.sleep(0.5)
-
-
-async def _told(run: Run, server: Client, *, aloud: bool) -> None:
-    """Follow a run; ``aloud``, with a line for each event."""
-    from mirrorflow.live import line
-
-    async with contextlib.aclosing(_followed(server, run.id)) as events:
-        async for event in events:
-            run.apply(event)
-            if aloud:
-                typer.echo(line(event), err=True)
-
-
-async def _live(runs: list[Run], server: Client, *, on_stderr: bool = True) -> None:
-    """Follow runs as trees in the terminal that change in place."""
-    from rich.console import Console, Group
-    from rich.live import Live
-
-    from engine.clock import now
-
-    def picture() -> Group:
-        return Group(*(run.tree(now()) for run in runs))
-
-    with Live(picture(), console=Console(stderr=on_stderr), auto_refresh=False) as screen:
-
-        async def redraw() -> None:
-            while True:
-                await asyncio.sleep(0.1)
-                screen.update(picture(), refresh=True)
-
-        drawing = asyncio.create_task(redraw())
-        try:
-            await asyncio.gather(*(_told(run, server, aloud=False) for run in runs))
-        finally:
-            drawing.cancel()
-            await asyncio.gather(drawing, return_exceptions=True)
-            screen.update(picture(), refresh=True)
 
 
 async def _last_seq(server: Client, id: str) -> int:

@@ -48,5 +48,9 @@ def serve(
         typer.echo(f"Mirrorflow  {server.link}  (signs you in, once, within ten minutes)")
         typer.echo(f"GraphiQL    {server.url}/graphql")
         typer.echo(f"ready in {time.perf_counter() - BEGAN:.1f} s")
+        if examples:
+            from mirrorflow.examples import show
+
+            await show(server, given.allowed_roots[0])
 
     raise typer.Exit(embedded.serve(given, tell))
