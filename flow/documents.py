@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -99,15 +100,21 @@ def export_part(part: Node | Edge | TriggerSpec) -> dict[str, Any]:
     return _written_struct(part)
 
 
+@lru_cache(maxsize=64)
+def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Each field's default, NODEFAULT where it has none. (msgspec works the fields out anew each time it is asked.)"""
+    return {
+        field.name: field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        for field in msgspec.structs.fields(kind)
+    }
+
+
 def _written_struct(struct: msgspec.Struct) -> dict[str, Any]:
     written: dict[str, Any] = {}
-    for field in msgspec.structs.fields(struct):
-        value = getattr(struct, field.name)
-        made = field.default_factory is not msgspec.NODEFAULT
-        default = field.default_factory() if made else field.default
-        if default is not msgspec.NODEFAULT and value == default and type(value) is type(default):
-            continue
-        written[field.name] = _written(value)
+    for name, default in _defaults(type(struct)).items():
+        value = getattr(struct, name)
+        if default is msgspec.NODEFAULT or value != default or type(value) is not type(default):
+            written[name] = _written(value)
     return written
 
 
