@@ -14,7 +14,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
     roots: tuple[str, ...]
     artifacts: str
-    parent: int
 
 
 class Invoke(msgspec.Struct, frozen=True, tag="invoke"):

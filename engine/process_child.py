@@ -1,14 +1,15 @@
 """A warm child process: makes attempts, one after the other, until its parent is gone.
 
 The main thread runs the handlers, so that SIGTERM can interrupt them; another thread reads the
-pipe, so that the parent's end is noticed in the middle of one. Whatever a handler prints becomes
+pipe, so that the parent's end is noticed in the middle of one, and ends the whole process group
+(the kernel's PDEATHSIG would end only this process, not what a handler started). Whatever a handler prints becomes
 log lines: the frames have a descriptor of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import faulthandler
 import importlib
 import io
 import os
@@ -41,7 +42,8 @@ except ImportError:  # not a POSIX system: nothing is limited, and only the pare
 
 #: Megabytes of address space on top of a limit: libraries map far more than they use. The parent watches the real use.
 ADDRESS_SPACE_SLACK = 1_024
-_PR_SET_PDEATHSIG = 1
+#: Seconds after its timeout at which an attempt ends even in a process that can't notice that its parent is gone.
+ORPHAN_MARGIN = 60.0
 
 
 class Child:
@@ -51,6 +53,7 @@ class Child:
         self._pipe = pipe
         self._frames: queue.SimpleQueue[ToChild] = queue.SimpleQueue()
         self._sending = threading.Lock()
+        self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
         self._stop: Stop | None = None
         self._surroundings: Surroundings | None = None
 
@@ -62,7 +65,6 @@ class Child:
         while True:
             match self._frames.get():
                 case Hello() as hello:
-                    _die_with(hello.parent)
                     self._surroundings = Surroundings(
                         Files([Path(root) for root in hello.roots]), ArtifactStore(Path(hello.artifacts)), Outbound()
                     )
@@ -82,6 +84,9 @@ class Child:
 
     def _outcome(self, invoke: Invoke, surroundings: Surroundings, stop: Stop) -> Outcome:
         meter = _Meter()
+        # While a handler holds the interpreter, no thread notices the parent's end; this clock needs no interpreter.
+        limit = invoke.call.timeout.total_seconds() + ORPHAN_MARGIN
+        faulthandler.dump_traceback_later(limit, exit=True, file=self._nowhere)
         try:
             with _limited(invoke.memory_mb), _captured(self._say):
                 kind = _loaded(invoke.handler)
@@ -92,6 +97,8 @@ class Child:
             raise
         except BaseException as problem:  # a handler's sys.exit() is a failure of its own, not the end of the child
             return broke(invoke.call, problem, meter.usage())
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def _say(self, message: FromChild) -> None:
         try:
@@ -220,15 +227,6 @@ def _loaded(handler: str) -> NodeType:
     if kind is None:
         raise TypeError(f"{handler} is no longer a node type.")
     return kind
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel (Linux) to kill this process with its parent; elsewhere the end of the pipe does it."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def main() -> None:

@@ -2,8 +2,7 @@
 
 Each child leads a session of its own, so that stopping it stops everything it started: SIGTERM,
 a grace to clean up, then SIGKILL for the whole group. A child that was stopped, or died, is
-never used again. PDEATHSIG is bound to the *thread* that starts a child: the loop must run in a thread that
-lives as long as the process.
+never used again. A child whose parent is gone notices the end of the pipe, and ends its group itself.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ class _Child:
         reader, writer = await asyncio.open_connection(sock=ours)
         child = cls(process, reader, writer)
         files, artifacts = surroundings.files, surroundings.artifacts
-        await child.say(Hello(tuple(map(str, files.roots)), str(artifacts.root.absolute()), os.getpid()))
+        await child.say(Hello(tuple(map(str, files.roots)), str(artifacts.root.absolute())))
         return child
 
     @property
