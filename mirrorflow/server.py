@@ -271,7 +271,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     message = error.detail if error.detail != status.phrase else f"{status.description or status.phrase}."
-    return _error(status, status.name, message, error.headers)
+    return _error(status.value, status.name, message, error.headers)
 
 
 async def _request_error(request: Request, error: Exception) -> Response:

@@ -3,7 +3,8 @@
 import { CSRF, signIn, signInByLink, signedIn, signOut } from "./session.js";
 import { follow } from "./socket.js";
 
-const MOST = 100;
+const MOST = 100; // runs on the page
+const FIRST = 50; // runs that it begins with: they and their nodes must fit the cost limit
 const SHOWN = {
   All: () => true,
   Running: ({ status }) => ["PENDING", "RUNNING", "PAUSED"].includes(status),
@@ -13,7 +14,7 @@ const SHOWN = {
 };
 
 const RUNS = `subscription Runs($after: BigInt) {
-  instanceChanges(after: $after, first: ${MOST}) {
+  instanceChanges(after: $after, first: ${FIRST}) {
     changeSeq
     snapshot
     removed
@@ -32,10 +33,10 @@ fragment Run on Instance {
   version { version }
   progress { total running completed failed skipped canceled }
   error { message nodeId }
-  nodeExecutions(first: 24) { nodes { id path nodeType status attempt startedAt completedAt } }
+  nodeExecutions(first: 16) { nodes { id path nodeType status attempt startedAt completedAt } }
 }`;
 const WORKFLOWS = `query Workflows {
-  workflows(first: 50) { nodes { id name displayName description status currentVersion { version } } }
+  workflows(first: 100) { nodes { id name displayName description status currentVersion { version } } }
 }`;
 const CANCEL = `mutation Cancel($id: ID!) {
   instanceCancel(input: { id: $id }) { __typename ... on UserError { message } }

@@ -13,6 +13,7 @@ export function follow({ query, variables, next, state, refusal }) {
     const address = new URL("/graphql", location.href);
     address.protocol = address.protocol.replace("http", "ws");
     const socket = new WebSocket(address, "graphql-transport-ws");
+    let refused = false;
     const send = (message) => socket.send(JSON.stringify(message));
     socket.onopen = () => send({ type: "connection_init" });
     socket.onmessage = ({ data }) => {
@@ -24,6 +25,7 @@ export function follow({ query, variables, next, state, refusal }) {
         failures = 0;
         next(message.payload.data);
       } else if (message.type === "error") {
+        refused = true;
         refusal(message.payload);
         socket.close(1000);
       } else if (message.type === "complete") {
@@ -34,7 +36,7 @@ export function follow({ query, variables, next, state, refusal }) {
     };
     socket.onclose = ({ code }) => {
       if (code === 4403) return state("refused");
-      state("lost");
+      if (!refused) state("lost");
       setTimeout(start, WAITS[Math.min(failures++, WAITS.length - 1)]);
     };
   };
