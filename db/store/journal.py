@@ -248,6 +248,8 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             outcomes[id(append)] = Committed(row.change_seq)  # the reply was lost, not the commit
         else:
             outcomes[id(append)] = Lost()
+    if creates:  # what is looked up for them must still be so when they are inserted
+        changes.hold(connection, (entry.project_id for entry in group))
     existing = _existing(connection, creates)
     workflows = _workflows(connection, creates)
     fresh: list[Create] = []
