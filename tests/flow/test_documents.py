@@ -316,3 +316,9 @@ def test_a_comfyui_graph_becomes_one_node() -> None:
     assert wrapped is not None
     assert wrapped.nodes == found.nodes
     assert wrapped.metadata == {"legacy": {"status": "normal"}}
+
+
+def test_yaml_has_no_anchors() -> None:
+    """A value that stands in two places is written twice, as a person would."""
+    shared = {"x": [1]}
+    assert "&" not in to_yaml({"a": shared, "b": shared})
