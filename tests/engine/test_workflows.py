@@ -8,15 +8,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
+from db.models import Instance
 from db.session import Database
 from db.store import access as access_store
 from db.store import changes
 from db.store import workflows as store
+from db.store.journal import Create, commit
+from engine import definitions
 from engine.access import DEFAULT_PROJECT, LOCAL, ROLES, Access, Actor
-from engine.workflows import Changed, Workflows
+from engine.workflows import DELETE_BATCH, Changed, Workflows
 from flow.definition import TypeInfo
 from flow.errors import Conflict, Denied, IllegalTransition, Invalid, NotFound
+from flow.events import InstanceCreated, Recorded
 from flow.states import WORKFLOW_TRANSITIONS, WorkflowStatus, WorkflowStep
 from flow.versions import Bump, SemVer
 
@@ -560,3 +565,32 @@ async def test_whoever_waits_for_a_cancelled_reader_reads_it_themselves(house: H
     assert (await second).workflow_id == made.workflow_id
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_what_runs_is_not_deleted_for_good(house: House) -> None:
+    """Instances that have not ended are named as the reason; when they have, everything goes, in batches."""
+    made = await house.workflows.create(LOCAL, document("a"))
+    created = InstanceCreated(workflow_id=made.workflow_id, version_id=made.version_id or "")
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    starts = [Create(f"inst-{n}", DEFAULT_PROJECT, Recorded(1, at, created)) for n in range(DELETE_BATCH + 1)]
+    await house.database.write(commit, starts)
+    with pytest.raises(Conflict, match="Cancel them first") as refusal:
+        await house.workflows.delete(LOCAL, made.workflow_id, permanent=True)
+    assert refusal.value.details["open"] == len(starts)
+    assert await house.status(made.workflow_id) == "ACTIVE"
+    await house.database.write(lambda conn: conn.execute(update(Instance).values(completed_at=at)))
+    await house.workflows.delete(LOCAL, made.workflow_id, permanent=True)
+    assert await house.database.read(lambda conn: conn.execute(select(Instance.id)).all()) == []
+
+
+async def test_the_versions_in_memory_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their nodes together: the one used longest ago goes, and is read again when it is needed."""
+    monkeypatch.setattr(definitions, "MAX_NODES_KEPT", 4)
+    made = [await house.workflows.create(LOCAL, document("a", "b", name=name)) for name in "xyz"]
+    x, y, z = (one.version_id or "" for one in made)
+    first = await house.workflows.version(x)
+    second = await house.workflows.version(y)
+    assert await house.workflows.version(x) is first
+    await house.workflows.version(z)
+    assert await house.workflows.version(x) is first
+    assert await house.workflows.version(y) is not second
