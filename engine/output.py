@@ -14,6 +14,7 @@ from flow.events import Artifact
 MAX_INLINE = 64 * 1024  # bytes of JSON that an event carries itself
 MAX_OUTPUT = 16 * 1024 * 1024
 MAX_DEPTH = 64
+MAX_BITS = 14_000  # of an integer; Python itself refuses to write much larger ones as text
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -115,8 +116,8 @@ def _problem(value: Any) -> tuple[str, str] | None:
                 except UnicodeEncodeError:
                     return pointer, "a text contains a lone surrogate."
             case int() if type(current) is int:
-                if not -(2**63) <= current < 2**64:
-                    return pointer, "a number is larger than 64 bits."
+                if current.bit_length() > MAX_BITS:
+                    return pointer, "a number has thousands of digits."
             case float() if type(current) is float:
                 if not math.isfinite(current):
                     return pointer, f"{current} is no JSON number."

@@ -1,12 +1,10 @@
-"""What the server and its child processes say to each other: frames of msgpack, each behind its length."""
+"""What the server and its child processes say to each other: frames of JSON, each behind its length."""
 
 from __future__ import annotations
 
 import msgspec
 
 from engine.calls import Beat, Broke, Call, Done, LogLine, Progress
-
-MAX_FRAME = 256 * 1024 * 1024
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -33,9 +31,10 @@ class CantSay(msgspec.Struct, frozen=True, tag="cant_say"):
 ToChild = Hello | Invoke
 FromChild = LogLine | Progress | Beat | Done | Broke | CantSay
 
-_encoder = msgspec.msgpack.Encoder()
-to_child = msgspec.msgpack.Decoder(ToChild)
-from_child = msgspec.msgpack.Decoder(FromChild)
+# JSON rather than msgpack, which knows no integers over 64 bits
+_encoder = msgspec.json.Encoder()
+to_child = msgspec.json.Decoder(ToChild)
+from_child = msgspec.json.Decoder(FromChild)
 
 
 def frame(message: ToChild | FromChild) -> bytes:

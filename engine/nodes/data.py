@@ -18,7 +18,7 @@ Describe = msgspec.Meta
 MAX_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})\Z", re.ASCII)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\Z", re.ASCII)
 
 
 class ReadCsv(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
