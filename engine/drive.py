@@ -25,6 +25,7 @@ import msgspec
 import structlog
 
 from db.store import journal as store
+from db.store import leases
 from db.store.instances import Letter
 from db.store.leases import Claim
 from engine import clock
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 PROGRESS_EVERY_S = 0.25
 #: Log lines of one attempt beyond this are dropped, and a last line says so.
 MAX_LOG_LINES = 1_000
-#: A worker that died this often on an instance without any progress will die again.
-MAX_LOST_CLAIMS = 3
+#: Two workers died on the instance among others, two more on it alone (``db.store.leases``): so will the next.
+MAX_DEATHS = leases.SUSPECT + 2
 
 log = structlog.get_logger(__name__)
 
@@ -131,12 +132,15 @@ class Drive:
             ended = self.run.snapshot.status.terminal
             rests = not ended and not self._attempts and not starts and self._nothing_to_start()
             if self._events or ended or rests:
-                outcome = await self._commit(release=rests)
+                progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events)
+                outcome = await self._commit(release=rests, progress=progress)
                 if not isinstance(outcome, store.Committed):
                     for start in starts:
                         self._executor.vacate(self.run.graph.lanes[start.path])
                     self.abandon()
                     break
+                if progress and self._claim.lost_claims >= leases.SUSPECT:
+                    self._executor.cleared()
                 if ended:
                     return
                 if rests:
@@ -152,7 +156,7 @@ class Drive:
         """What ran when the last holder died is lost; an instance that kills every holder is given up."""
         for path in sorted(self.run.snapshot.running):
             self._record(self.run.lost(path))
-        if self._claim.lost_claims >= MAX_LOST_CLAIMS:
+        if self._claim.lost_claims >= MAX_DEATHS:
             message = (
                 f"{self._claim.lost_claims} workers died on this instance without any progress, so it is not tried "
                 "again. Look for a node that takes too much memory or ends its process."
@@ -250,7 +254,7 @@ class Drive:
         self.run.apply(recorded)
         self._events.append(recorded)
 
-    async def _commit(self, *, release: bool) -> store.Outcome:
+    async def _commit(self, *, release: bool, progress: bool) -> store.Outcome:
         await self._store_large_output()
         snapshot = self.run.snapshot
         touched = dict.fromkeys(event.event.path for event in self._events if isinstance(event.event, e.NodeEvent))
@@ -267,7 +271,7 @@ class Drive:
             consumed=self._consumed,
             release=release,
             due_at=clock.now() if release and self._executor.draining else self.run.wake_at(),
-            progress=any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events),
+            progress=progress,
         )
         self._events, self._artifacts, self._consumed = [], [], []
         return await self._executor.journal.submit(entry)

@@ -6,6 +6,7 @@ Who holds what is decided by the database alone (``db.store.leases``). What is s
   remembered in ``_knocks``, so that a letter posted at that moment is read.
 * Leases are renewed by a task of their own. One that isn't renewed is given up at once: another worker may hold it.
 * The sweep is the safety net: whatever is due and held by nobody is woken, whoever forgot it.
+* Suspects (``db.store.leases``) are driven one at a time, the next when the last has got on or lived long enough.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ MAX_INSTANCES = 1_000  # instances driven at once
 SWEEP_S = 5.0
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
 GRAPHS_KEPT = 256
+SUSPECT_S = 10.0  # who drove a suspect this long and lives is not killed by it at once
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +93,7 @@ class Executor:
         self._graphs: LRU[str, Prepared] = LRU(GRAPHS_KEPT)
         self._space = asyncio.Event()
         self._space.set()
+        self._suspect_tried = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._driving: set[asyncio.Task[None]] = set()
 
@@ -98,7 +101,7 @@ class Executor:
 
     def start(self) -> None:
         """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
-        for loop in (self._claiming, self._renewing, self._sweeping):
+        for loop in (self._claiming, self._renewing, self._sweeping, self._trying_suspects):
             self._tasks.add(asyncio.create_task(loop(), name=f"executor.{loop.__name__}"))
 
     async def stop(self, grace_s: float = 30.0) -> None:
@@ -159,10 +162,10 @@ class Executor:
                     self._queue.wake(id)
                 await asyncio.sleep(1.0)
 
-    async def _claim(self, ids: Sequence[str]) -> None:
-        claims = await self._database.write(leases.claim, self.worker, ids, self.lease_s)
+    async def _claim(self, ids: Sequence[str], *, suspects: bool = False) -> list[Claim]:
+        claims = await self._database.write(leases.claim, self.worker, ids, self.lease_s, suspects=suspects)
         if not claims:
-            return
+            return []
         held = [claim.instance_id for claim in claims]
         self._fences.update({claim.instance_id: claim.fence for claim in claims})
         self._check_space()
@@ -176,6 +179,23 @@ class Executor:
         for claim in claims:
             id = claim.instance_id
             self._spawn(self._drive(claim, histories[id], letters.get(id, [])))
+        return claims
+
+    async def _trying_suspects(self) -> None:
+        while True:
+            try:
+                suspect = await self._database.read(leases.next_suspect)
+                if suspect is not None and await self._claim([suspect], suspects=True):
+                    self._suspect_tried.clear()
+                    await _within(SUSPECT_S, self._suspect_tried.wait())
+                    continue
+            except StorageUnavailable as error:
+                log.warning("executor.suspects_failed", error=error.message)
+            await asyncio.sleep(SWEEP_S)
+
+    def cleared(self) -> None:
+        """A suspect got on, or is over: the next one may be tried."""
+        self._suspect_tried.set()
 
     async def _sweeping(self) -> None:
         while True:
@@ -238,6 +258,8 @@ class Executor:
                 self._line.pop(drive_or_none, None)
             again |= id in self._knocks
             self._forget(id)
+            if claim.lost_claims >= leases.SUSPECT:
+                self.cleared()
         if again:
             self._queue.wake(id, claim.priority)
 
@@ -346,6 +368,14 @@ class Executor:
             self._space.set()
         else:
             self._space.clear()
+
+
+async def _within(seconds: float, waiting: Awaitable[object]) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        pass
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -2,6 +2,10 @@
 
 A lease is measured on the database's clock alone. A claim adds one to the fence; only who knows the newest fence can
 append, so a worker that slept past its lease can write nothing, however long it believes to hold it.
+
+An instance whose holders died twice without any progress is a *suspect*: perhaps it kills them. Suspects are left out
+of ordinary claims and taken one at a time, so that the next death tells whose fault it was, and nobody is blamed for
+having been there.
 """
 
 from __future__ import annotations
@@ -37,20 +41,36 @@ class Due:
     created_at: datetime
 
 
-def claim(connection: Connection, worker: str, instance_ids: Sequence[str], lease_s: float) -> list[Claim]:
-    """Take the leases that are free; who finds one taken, or the instance ended, gets no Claim for it."""
+#: Deaths without progress after which an instance is a suspect.
+SUSPECT = 2
+
+_died = and_(Instance.owner.is_not(None), Instance.lease_until.is_not(None))
+_deaths = Instance.lost_claims + case((_died, 1), else_=0)
+
+
+def claim(
+    connection: Connection, worker: str, instance_ids: Sequence[str], lease_s: float, *, suspects: bool = False
+) -> list[Claim]:
+    """Take the leases that are free; there is no Claim for one that is taken, has ended, or is a suspect's.
+
+    ``suspects``: take only suspects instead.
+    """
     if not instance_ids:
         return []
-    died = and_(Instance.owner.is_not(None), Instance.lease_until.is_not(None))
     statement = (
         update(Instance)
-        .where(Instance.id.in_(list(instance_ids)), Instance.completed_at.is_(None), _free())
+        .where(
+            Instance.id.in_(list(instance_ids)),
+            Instance.completed_at.is_(None),
+            _free(),
+            _deaths >= SUSPECT if suspects else _deaths < SUSPECT,
+        )
         .values(
             owner=worker,
             fence=Instance.fence + 1,
             lease_until=db_now(lease_s),
             due_at=None,
-            lost_claims=case((died, Instance.lost_claims + 1), else_=Instance.lost_claims),
+            lost_claims=_deaths,
         )
         .returning(
             Instance.id,
@@ -107,11 +127,23 @@ def due(connection: Connection, limit: int) -> list[Due]:
     )
     query = (
         select(Instance.id, Instance.priority, Instance.created_at)
-        .where(Instance.completed_at.is_(None), waiting)
+        .where(Instance.completed_at.is_(None), waiting, _deaths < SUSPECT)
         .order_by(Instance.priority.desc(), Instance.created_at)
         .limit(limit)
     )
     return [Due(*row) for row in connection.execute(query)]
+
+
+def next_suspect(connection: Connection) -> str | None:
+    """The suspect to try next: the one with the fewest deaths, so that the likeliest culprit comes last."""
+    query = (
+        select(Instance.id)
+        .where(Instance.completed_at.is_(None), _free(), _deaths >= SUSPECT)
+        .where(or_(Instance.due_at.is_(None), Instance.due_at <= db_now()))
+        .order_by(_deaths, Instance.created_at)
+        .limit(1)
+    )
+    return connection.execute(query).scalar()
 
 
 def next_due(connection: Connection) -> datetime | None:

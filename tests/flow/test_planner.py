@@ -14,14 +14,14 @@ from flow.planner import Begin, Cancel, End, Fail, Start, Tally, Verdict, node_i
 from tests.flow.runs import Run, definition
 
 
-def test_a_created_instance_begins_before_anything_starts():
+def test_a_created_instance_begins_before_anything_starts() -> None:
     """A PENDING instance is begun first; its entry nodes start when it runs."""
     run = Run("a>b", begin=False)
     assert run.plan() == [Begin()]
     assert run.answer(Begin()).plan() == [Start("a", 1)]
 
 
-def test_join_waits_for_every_parent():
+def test_join_waits_for_every_parent() -> None:
     """A node starts only when all its incoming edges are settled."""
     run = Run("a>c b>c").finish("a")
     assert "c" not in run.starts()
@@ -57,12 +57,12 @@ JOINS = [
 
 
 @pytest.mark.parametrize(("join", "live", "dead", "failed", "expected"), JOINS)
-def test_each_join_follows_its_row_of_the_table(join: Join, live: int, dead: int, failed: int, expected: Verdict):
+def test_each_join_follows_its_row_of_the_table(join: Join, live: int, dead: int, failed: int, expected: Verdict) -> None:
     """The table of engine semantics, row by row."""
     assert verdict(join, Tally(total=2, live=live, dead=dead, failed=failed)) is expected
 
 
-def test_a_condition_not_met_skips_what_hangs_on_it_alone():
+def test_a_condition_not_met_skips_what_hangs_on_it_alone() -> None:
     """A dead edge skips its target with CONDITION, and what follows from it with UPSTREAM_SKIPPED."""
     run = Run("a>b?go b>c a>d").finish("a", {"go": False})
     assert run.skips() == {"b": "CONDITION"}
@@ -71,13 +71,13 @@ def test_a_condition_not_met_skips_what_hangs_on_it_alone():
     assert run.starts() == {"d"}
 
 
-def test_a_branch_not_taken_never_blocks_a_join():
+def test_a_branch_not_taken_never_blocks_a_join() -> None:
     """A join with one live and one skipped parent starts."""
     run = Run("a>b?left a>c?!left b>d c>d").finish("a", {"left": True}).settle().finish("b")
     assert run.starts() == {"d"}
 
 
-def test_a_failure_skips_what_needed_it_and_runs_what_was_there_for_it():
+def test_a_failure_skips_what_needed_it_and_runs_what_was_there_for_it() -> None:
     """on: failure leads on from a failed node that may fail, on: success does not, on: always follows both ends."""
     run = Run("a>ok a!mend a~note", {"a": {"fail_on_error": False}}).fail("a")
     assert run.skips() == {"ok": "UPSTREAM_FAILED"}
@@ -86,7 +86,7 @@ def test_a_failure_skips_what_needed_it_and_runs_what_was_there_for_it():
     assert run.status() == "COMPLETED"
 
 
-def test_a_final_failure_stops_siblings_and_ends_failed():
+def test_a_final_failure_stops_siblings_and_ends_failed() -> None:
     """Running siblings are cancelled, waiting ones skipped, and the first failure is the instance's."""
     run = Run("a b c>d").start("a", "b").fail("a")
     actions = run.plan()
@@ -98,7 +98,7 @@ def test_a_final_failure_stops_siblings_and_ends_failed():
     assert run.run.snapshot.error.code == "BROKEN"
 
 
-def test_clean_up_runs_in_a_failing_run():
+def test_clean_up_runs_in_a_failing_run() -> None:
     """one_failed and all_done nodes, and those reached by a failure edge, still run; they are not cancelled."""
     nodes: dict[str, dict[str, Any]] = {"tidy": {"join": Join.ALL_DONE}, "tell": {"join": Join.ONE_FAILED}}
     run = Run("a>b a>tell b>tidy a!mend", nodes).fail("a")
@@ -110,7 +110,7 @@ def test_clean_up_runs_in_a_failing_run():
     assert run.status() == "FAILED"
 
 
-def test_clean_up_waits_for_cancelled_siblings():
+def test_clean_up_waits_for_cancelled_siblings() -> None:
     """An all_done node downstream of a cancelled sibling starts when the sibling has stopped."""
     run = Run("a x>y y>tidy a>tidy", {"tidy": {"join": Join.ALL_DONE}}).start("a", "x").fail("a")
     assert run.starts() == set()
@@ -119,7 +119,7 @@ def test_clean_up_waits_for_cancelled_siblings():
     assert run.starts() == {"tidy"}
 
 
-def test_a_cancelled_run_starts_nothing_more():
+def test_a_cancelled_run_starts_nothing_more() -> None:
     """Cancel stops running nodes and skips the others; the instance is CANCELED when they have stopped."""
     run = Run("a>b tidy", {"tidy": {"join": Join.ALL_DONE}}).start("a").record(e.CancelRequested())
     assert Cancel("a") in run.plan()
@@ -127,18 +127,18 @@ def test_a_cancelled_run_starts_nothing_more():
     assert run.status("tidy") == "SKIPPED"
 
 
-def test_a_pending_instance_can_be_cancelled():
+def test_a_pending_instance_can_be_cancelled() -> None:
     """Cancelled before its first node, an instance never runs."""
     assert Run("a>b", begin=False).record(e.CancelRequested()).settle().status() == "CANCELED"
 
 
-def test_cancelling_twice_is_one_cancellation():
+def test_cancelling_twice_is_one_cancellation() -> None:
     """The second request changes nothing."""
     run = Run("a").record(e.CancelRequested(reason="first")).record(e.CancelRequested(reason="second"))
     assert run.run.snapshot.cancel == e.CancelRequested(reason="first")
 
 
-def test_the_total_timeout_ends_the_run():
+def test_the_total_timeout_ends_the_run() -> None:
     """Past its deadline a run stops its nodes and is TIMED_OUT with EXECUTION_TIMEOUT."""
     run = Run("a>b", created={"timeout": timedelta(seconds=60)}).start("a")
     assert run.run.wake_at() == run.events[0].at + timedelta(seconds=60)
@@ -149,7 +149,7 @@ def test_the_total_timeout_ends_the_run():
     assert run.run.snapshot.error.code == "EXECUTION_TIMEOUT"
 
 
-def test_the_queue_timeout_counts_only_until_a_node_starts():
+def test_the_queue_timeout_counts_only_until_a_node_starts() -> None:
     """queue_timeout ends a run that starts no node in time, and says nothing to one that did."""
     waiting = Run("a>b", created={"queue_timeout": timedelta(seconds=5)}, begin=False)
     started = Run("a>b", created={"queue_timeout": timedelta(seconds=5)}).start("a")
@@ -158,7 +158,7 @@ def test_the_queue_timeout_counts_only_until_a_node_starts():
     assert started.plan() == []
 
 
-def test_room_bounds_starts_and_holds_nothing_back_for_ever():
+def test_room_bounds_starts_and_holds_nothing_back_for_ever() -> None:
     """No more nodes are planned to start than there is room for; the others follow."""
     run = Run("a b c")
     assert len(run.run.plan(run.now, {"default": 2})) == 2
@@ -167,7 +167,7 @@ def test_room_bounds_starts_and_holds_nothing_back_for_ever():
     assert run.run.plan(run.now, {"default": 2}) == [Start("c", 1)]
 
 
-def test_a_retry_is_due_after_its_delay_and_gives_up_after_its_last():
+def test_a_retry_is_due_after_its_delay_and_gives_up_after_its_last() -> None:
     """base × factor^(n-1) apart, max times, then the failure stands."""
     flaky = Failure(code="DOWN", category=Category.CONNECTION, message="down")
     run = Run("a", {"a": {"retry": RetryPolicy(max=2, jitter=0.0, base=timedelta(seconds=10))}}).start("a")
@@ -186,7 +186,7 @@ def test_a_retry_is_due_after_its_delay_and_gives_up_after_its_last():
     assert run.status("a") == "FAILED"
 
 
-def test_a_lost_worker_is_not_a_failure_of_the_node():
+def test_a_lost_worker_is_not_a_failure_of_the_node() -> None:
     """A lost attempt is made again at once and doesn't use up a retry; on_lost: fail fails it with WORKER_LOST."""
     run = Run("a b", {"b": {"on_lost": "fail"}}).start("a", "b")
     run.record(run.run.lost("a"))
@@ -197,7 +197,7 @@ def test_a_lost_worker_is_not_a_failure_of_the_node():
     assert run.run.failure.category is Category.WORKER_LOST
 
 
-def test_a_condition_that_cannot_be_evaluated_fails_the_node_behind_it():
+def test_a_condition_that_cannot_be_evaluated_fails_the_node_behind_it() -> None:
     """The target fails with EXPRESSION and the edge's name; it is not silently skipped."""
     run = Run("a>b?length(n)").finish("a", {"n": 3})
     (action,) = run.plan()
@@ -207,7 +207,7 @@ def test_a_condition_that_cannot_be_evaluated_fails_the_node_behind_it():
     assert run.settle().status() == "FAILED"
 
 
-def test_too_many_events_end_the_run(monkeypatch: pytest.MonkeyPatch):
+def test_too_many_events_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the cap the run fails with EVENT_LIMIT and advice, and starts nothing more."""
     monkeypatch.setattr("flow.planner.MAX_EVENTS", 6)
     run = Run("a>b").start("a")
@@ -219,7 +219,7 @@ def test_too_many_events_end_the_run(monkeypatch: pytest.MonkeyPatch):
     assert run.run.snapshot.error.code == "EVENT_LIMIT"
 
 
-def test_input_is_the_live_sources_outputs_in_edge_order():
+def test_input_is_the_live_sources_outputs_in_edge_order() -> None:
     """An entry gets the instance's input, a join the outputs of its live sources merged, each through its mapping."""
     graph = definition("a>c b>c d>c?no")
     edges = (replace_mapping(graph.edges[0], {"left.x": "$.x", "kind": "pair"}), *graph.edges[1:])
@@ -233,19 +233,19 @@ def replace_mapping(edge: Any, mapping: dict[str, Any]) -> Any:
     return type(edge)(edge.source, edge.target, edge.on, edge.condition, mapping)
 
 
-def test_input_of_an_any_join_is_what_it_started_with():
+def test_input_of_an_any_join_is_what_it_started_with() -> None:
     """What an `any` join didn't wait for is not part of its input, on a later attempt neither."""
     run = Run("a>c b>c", {"c": {"join": Join.ANY}}).finish("a", {"x": 1}).start("c").finish("b", {"y": 2})
     assert node_input(run.graph, run.run.snapshot.nodes, None, "c") == {"x": 1}
 
 
-def test_a_clean_up_node_is_told_what_failed():
+def test_a_clean_up_node_is_told_what_failed() -> None:
     """A one_failed node gets {error: …} of what failed as its input."""
     run = Run("a>c", {"c": {"join": Join.ONE_FAILED}, "a": {"fail_on_error": False}}).fail("a")
     assert node_input(run.graph, run.run.snapshot.nodes, None, "c")["error"]["code"] == "BROKEN"
 
 
-def test_output_is_the_mapping_or_the_last_nodes_outputs():
+def test_output_is_the_mapping_or_the_last_nodes_outputs() -> None:
     """output_mapping speaks of nodes.<id>; without one, the terminal nodes' outputs go by node id."""
     plain = Run("a>b a>c").finish("a").finish("b", 1).finish("c", 2)
     (action,) = plain.plan()
@@ -259,14 +259,14 @@ def test_output_is_the_mapping_or_the_last_nodes_outputs():
     assert action.event == e.InstanceCompleted(output={"where": "/x", "n": 4})
 
 
-def test_terminal_means_no_actions():
+def test_terminal_means_no_actions() -> None:
     """Nothing is planned for an instance that has ended."""
     run = Run("a").finish("a").settle()
     assert run.status() == "COMPLETED"
     assert run.plan() == []
 
 
-def test_an_event_out_of_order_is_refused():
+def test_an_event_out_of_order_is_refused() -> None:
     """A snapshot takes events 1, 2, 3 …, and nothing else."""
     run = Run("a")
     with pytest.raises(ValueError, match="can't follow"):
