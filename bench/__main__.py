@@ -137,7 +137,7 @@ async def burst(talk: Client, workflow: str) -> float:
         assert answer["instanceStart"]["__typename"] == "InstanceStartPayload", answer
 
     async def ended() -> bool:
-        return (await talk.query(OPEN))["instances"]["totalCount"] == 0
+        return not (await talk.query(OPEN))["instances"]["totalCount"]
 
     await wait_until(ended, 60)
     [last] = (await talk.query(LAST))["instances"]["nodes"]

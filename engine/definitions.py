@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from flow.problems import ProblemCode, Problems
 
 #: Definitions are kept up to this many nodes together: a few hundred megabytes at the very worst.
 MAX_NODES_KEPT = 100_000
+_ANY_SIZE = documents.Limits(sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ class Definitions:
         row = await self._db.read(store.version_anywhere, version_id)
         if row is None:
             raise NotFound("workflow version", version_id)
-        read = await asyncio.to_thread(read_document, row.definition, self._node_types())
+        # It was within the limits when it was stored, and runs whatever they are now.
+        read = await asyncio.to_thread(read_document, row.definition, self._node_types(), _ANY_SIZE)
         read.require_valid()
         assert read.definition is not None
         return PinnedVersion(version_id, read.definition, row.project_id, row.workflow_id, read.definition.name)

@@ -19,6 +19,7 @@ from engine.placement import Runner
 from engine.queue import Queue
 from engine.streams import Streams
 from engine.workflows import Workflows
+from flow.definition import MAX_NODES
 
 
 class Engine:
@@ -36,6 +37,7 @@ class Engine:
         *,
         alone: bool = False,
         lease_s: float = 15.0,
+        max_nodes: int = MAX_NODES,
         observe_commit: Callable[[int, float], None] = lambda entries, seconds: None,
         observe_node: Callable[[str, float], None] = lambda node_type, seconds: None,
     ) -> None:
@@ -46,7 +48,7 @@ class Engine:
         self.worker = f"{socket.gethostname()[:32]}:{os.getpid()}:{clock.new_id('wrk')[-6:]}"
         self.bus = Bus()
         self.access = Access(database)
-        self.workflows = Workflows(database, self.registry.type_infos, self._changed)
+        self.workflows = Workflows(database, self.registry.type_infos, self._changed, max_nodes)
         self.streams = Streams(database, self.bus)
         self.queue = Queue()
         self.journal = Journal(database, self.bus, observe_commit)

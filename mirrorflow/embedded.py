@@ -188,6 +188,7 @@ def _engine(settings: Settings, database: Database, metrics: EngineMetrics) -> E
         # The lock on the folder keeps other processes off its SQLite file; a PostgreSQL may have other users.
         alone=database.dialect == "sqlite",
         lease_s=settings.lease_seconds,
+        max_nodes=settings.max_nodes,
         observe_commit=metrics.commit,
         observe_node=metrics.node,
     )
