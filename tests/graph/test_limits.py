@@ -158,6 +158,14 @@ def test_hostile_documents_cost_little(documents: Documents, name: str) -> None:
     assert time.process_time() - started < 2
 
 
+def test_a_cost_that_doubles_with_each_fragment_is_found_at_once(documents: Documents) -> None:
+    """A fragment's cost is worked out once per request, however often it is spread."""
+    text = "query($n: Int) { things(first: 1) { nodes { ...F0 } } } "
+    text += " ".join(f"fragment F{n} on Thing {{ ...F{n + 1} ...F{n + 1} }}" for n in range(60))
+    text += " fragment F60 on Thing { things(first: $n) { nodes { id } } }"
+    assert cost(documents, text, n=1) == 2 + 2 * 2**60
+
+
 def test_documents_are_remembered_up_to_a_number() -> None:
     """The same text is parsed and validated once; the least used is forgotten first."""
     documents = Documents(schema._schema, Limits(cached_documents=2))
