@@ -58,6 +58,7 @@ class OutputArtifact:
     size: BigInt = field(description="Its size in bytes.")
     media_type: str = field(description="What it is, such as application/json.")
     preview: str = field(description="The first 1,000 characters.")
+    url: str = field(description="Where it is downloaded, on this server, with the same token.")
 
 
 @strawberry.type(description="What an attempt used; null where the platform can't tell.")
@@ -108,6 +109,7 @@ def output_artifact(artifact: e.Artifact | Mapping[str, Any] | None) -> OutputAr
         size=BigInt(artifact.size),
         media_type=artifact.media_type,
         preview=artifact.preview,
+        url=f"/artifacts/{artifact.id}",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import strawberry
+from graphql import GraphQLUnionType, get_named_type
 
 from engine.access import Actor, Permission
 from flow.errors import WorkflowError
@@ -70,13 +71,19 @@ def mutation(needed: Needed, description: str) -> Callable[[Callable[..., Awaita
                 return await resolve(*args, info=info, **kwargs)
             except WorkflowError as error:
                 result = refusal_as_result(error)
-                if result is None:
+                if result is None or not _answers(info, type(result).__name__):
                     raise
                 return result
 
         return strawberry.mutation(resolver=guarded, description=description, metadata={"permission": needed})
 
     return decorate
+
+
+def _answers(info: Info, name: str) -> bool:
+    """Whether the field's result union has a member of this name."""
+    union = get_named_type(info._raw_info.return_type)
+    return isinstance(union, GraphQLUnionType) and any(member.name == name for member in union.types)
 
 
 def subscription(needed: Needed, description: str) -> Callable[[Callable[..., AsyncIterator[Any]]], Any]:

@@ -17,9 +17,7 @@ from graphql import (
     GraphQLObjectType,
     GraphQLSchema,
     Undefined,
-    find_breaking_changes,
 )
-from graphql import build_schema as parse_schema
 from strawberry.schema.config import StrawberryConfig
 
 from graph.definitions import DefinitionQuery
@@ -73,11 +71,6 @@ def _leave_out_null_defaults(schema: GraphQLSchema) -> None:
 def sdl() -> str:
     """The schema as text."""
     return build_schema().as_str() + "\n"
-
-
-def breaking_changes(old: str, new: str | None = None) -> list[str]:
-    """What would break clients of the older schema text, in words."""
-    return [change.description for change in find_breaking_changes(parse_schema(old), parse_schema(new or sdl()))]
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Subscription:
         """The object itself."""
         actor = caller(info)
         async with _closing(_following(info, id)) as turns:
-            async for row, _ in turns:
+            async for row in turns:
                 yield instance(row, actor)
 
     @subscription(
@@ -100,7 +100,7 @@ class Subscription:
         actor, db = caller(info), info.context.engine.database
         seen = _cursor(after)
         async with _closing(_following(info, instance)) as turns:
-            async for row, _ in turns:
+            async for row in turns:
                 while seen < row.last_seq:
                     rows = await db.read(lists.nodes_changed, instance, seen, LARGEST_BATCH)
                     for node in rows:
