@@ -12,8 +12,8 @@ import sys
 from importlib import metadata
 from typing import Annotated, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from mirrorflow.commands import admin, definitions, runs
 from mirrorflow.commands.serve import serve
@@ -66,12 +66,13 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="mirrorflow", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as end:
+    except typer.Exit as end:
         return end.exit_code
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        show = getattr(error, "show", None)  # wrong usage shows itself with the usage line
+        typer.echo(f"mirrorflow: {error}", err=True) if show is None else show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit

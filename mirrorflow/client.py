@@ -1,4 +1,7 @@
-"""A small client of the public GraphQL API, for the command line: queries over HTTP, subscriptions over a websocket."""
+"""A small client of the public GraphQL API, for the command line: queries over HTTP, subscriptions over a websocket.
+
+httpx is imported where a client is made: it brings in a good deal that a server start need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
 import msgspec
 
-from mirrorflow.lock import running
+from mirrorflow.lock import TOKEN_FILE, running
 
-TOKEN_FILE = "local.token"
 REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "BAD_REQUEST", "GRAPHQL_VALIDATION_FAILED"})
 
 
@@ -46,6 +47,8 @@ class Client:
     """Talks to one server with one token. Use it as an async context manager."""
 
     def __init__(self, url: str, token: str | None) -> None:
+        import httpx
+
         self.url = url.rstrip("/")
         self._token = token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -116,6 +119,8 @@ class Client:
         raise ConnectionBroke(f"The server at {self.url} closed the connection.")
 
     async def _post(self, path: str, **request: Any) -> dict[str, Any]:
+        import httpx
+
         try:
             response = await self._http.post(path, **request)
         except httpx.TransportError as error:

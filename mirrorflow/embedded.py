@@ -36,8 +36,7 @@ from graph.access import User
 from graph.context import contexts
 from graph.limits import Limits
 from graph.schema import build_schema
-from mirrorflow.client import TOKEN_FILE, Client
-from mirrorflow.lock import StartRefused, announced, held
+from mirrorflow.lock import TOKEN_FILE, StartRefused, announced, held
 from mirrorflow.metrics import EngineMetrics
 from mirrorflow.observability import configure_logging, metrics_registry
 from mirrorflow.server import Backend, Download, application, http_server, listening_socket
@@ -45,6 +44,8 @@ from mirrorflow.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+    from mirrorflow.client import Client
 
 T = TypeVar("T")
 
@@ -96,6 +97,8 @@ def serve(settings: Settings, ready: Callable[[Serving], Awaitable[None]]) -> in
 
 def borrowed(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
     """Do ``work`` with a server that lives only as long. Raises as ``serve`` does."""
+    from mirrorflow.client import Client
+
     configure_logging(settings.log_level, settings.log_format)
 
     async def with_server() -> T:

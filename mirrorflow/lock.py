@@ -13,6 +13,9 @@ import msgspec
 if sys.platform != "win32":
     import fcntl
 
+#: In the data folder: the token that the server keeps for its owner's command line.
+TOKEN_FILE = "local.token"
+
 
 class StartRefused(Exception):
     """The server can't start as things are; the message is one line that names the remedy."""
@@ -32,7 +35,7 @@ def held(data_dir: Path) -> Iterator[None]:
     The kernel gives the lock up when the process dies, however it dies.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(0o700, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StartRefused(

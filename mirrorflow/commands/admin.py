@@ -28,7 +28,7 @@ def upgrade(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     from mirrorflow import settings
 
     given = settings.load(data_dir=data_dir, database_url=database_url)
-    given.data_dir.mkdir(parents=True, exist_ok=True)
+    given.data_dir.mkdir(0o700, parents=True, exist_ok=True)
     applied = migrate.upgrade(given.database)
     typer.echo(f"applied {', '.join(applied)}" if applied else f"up to date ({migrate.head()})")
 
@@ -149,7 +149,7 @@ def _with_access(data_dir: Path | None, database_url: str | None, work: Callable
     from mirrorflow import settings
 
     given = settings.load(data_dir=data_dir, database_url=database_url)
-    given.data_dir.mkdir(parents=True, exist_ok=True)
+    given.data_dir.mkdir(0o700, parents=True, exist_ok=True)
     migrate.upgrade(given.database)
 
     async def done() -> T:
