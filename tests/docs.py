@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from engine.nodes import reference
+from engine.nodes.registry import Registry
 from flow import states
 from mirrorflow.settings import PREFIX, Settings
 
@@ -70,7 +72,17 @@ def _default(name: str, value: Any) -> str:
     return f"`{text}`" if text not in ("", ()) else ""
 
 
-PAGES: dict[str, Callable[[], str]] = {"states.md": states_page, "settings.md": settings_page}
+def nodes_page() -> str:
+    """Every built-in node type."""
+    built_in = (kind for kind in Registry.load().all() if kind.handler.__module__.startswith("engine.nodes."))
+    return reference.page(built_in)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "states.md": states_page,
+    "settings.md": settings_page,
+    "node-reference.md": nodes_page,
+}
 
 
 def outdated() -> list[str]:

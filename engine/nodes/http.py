@@ -37,13 +37,10 @@ class HttpRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Describe(description="Parameters added to the URL; a list is repeated, null is left out."),
     ] = {}
     body: Annotated[Any, Describe(description="What to send, in the form that `body_format` names.")] = msgspec.UNSET
-    body_format: (
-        Annotated[
-            Literal["json", "text", "form"],
-            Describe(description="How the body is written; text by default if it is text."),
-        ]
-        | None
-    ) = None
+    body_format: Annotated[
+        Literal["json", "text", "form"] | None,
+        Describe(description="How the body is written; by default text if it is text, and else JSON."),
+    ] = None
     timeout: Annotated[
         str | float | None, Describe(description="The longest wait for the whole answer: seconds, `30s`, `PT1M`.")
     ] = None
