@@ -11,7 +11,9 @@ from typing import Annotated
 import strawberry
 from strawberry import field
 
-from graph.definitions import Bump, DefinitionInput
+from flow.versions import Bump
+from graph.definitions import DefinitionInput
+from graph.objects import choice
 from graph.results import Conflict, NotFound, PermissionDenied, ValidationFailed
 from graph.scalars import BigInt, SemVer
 from graph.workflows import Workflow, WorkflowVersion
@@ -23,24 +25,24 @@ from graph.workflows import Workflow, WorkflowVersion
 class InitialStatus(Enum):
     """Two of the states."""
 
-    ACTIVE = strawberry.enum_value("ACTIVE", description="Runs at once; the definition must have no problem.")
-    DRAFT = strawberry.enum_value("DRAFT", description="Does not run; the definition may have problems, which are kept.")
+    ACTIVE = choice("ACTIVE", "Runs at once; the definition must have no problem.")
+    DRAFT = choice("DRAFT", "Does not run; the definition may have problems, which are kept.")
 
 
 @strawberry.enum(description="What an import does where the project has a workflow of that name.")
 class OnConflict(Enum):
     """Refuse or go on."""
 
-    REFUSE = strawberry.enum_value("refuse", description="Is refused as a Conflict.")
-    NEW_VERSION = strawberry.enum_value("new_version", description="Makes a new version of it, if anything differs.")
+    REFUSE = choice("refuse", "Is refused as a Conflict.")
+    NEW_VERSION = choice("new_version", "Makes a new version of it, if anything differs.")
 
 
 @strawberry.enum(description="How a definition is written down.")
 class ExportFormat(Enum):
     """Two notations of one document."""
 
-    YAML = strawberry.enum_value("yaml", description="YAML, for people.")
-    JSON = strawberry.enum_value("json", description="JSON, for programs.")
+    YAML = choice("yaml", "YAML, for people.")
+    JSON = choice("json", "JSON, for programs.")
 
 
 @strawberry.input(description="A new workflow.")
@@ -60,7 +62,8 @@ class WorkflowUpdateInput:
 
     id: strawberry.ID = field(description="The workflow's id.")
     base_version: strawberry.ID = field(
-        description="The id of the version that you started from. If it is no longer current, nothing is overwritten: Conflict."
+        description="The id of the version that you started from. If it is no longer current, nothing is "
+        "overwritten: Conflict."
     )
     definition: DefinitionInput = field(description="The whole new definition.")
     bump: Bump | None = field(default=None, description="The kind of change; derived if left out.")
@@ -109,7 +112,8 @@ class WorkflowDeleteInput:
 
     id: strawberry.ID = field(description="The workflow's id.")
     permanent: bool = field(
-        default=False, description="False: it can be restored. True: it, its versions and its instances are gone for good."
+        default=False,
+        description="False: it can be restored. True: it, its versions and its instances are gone for good.",
     )
 
 
@@ -313,7 +317,9 @@ WorkflowVersionCreateResult = Annotated[
 ]
 WorkflowVersionRestoreResult = Annotated[
     WorkflowVersionRestorePayload | ValidationFailed | NotFound | Conflict | PermissionDenied,
-    strawberry.union("WorkflowVersionRestoreResult", description="The old version is current again, as a new one, or why not."),
+    strawberry.union(
+        "WorkflowVersionRestoreResult", description="The old version is current again, as a new one, or why not."
+    ),
 ]
 WorkflowVersionLabelResult = Annotated[
     WorkflowVersionLabelPayload | ValidationFailed | NotFound | Conflict | PermissionDenied,

@@ -10,7 +10,10 @@ from graph.loaders import Loaders
 
 
 class Context:
-    """One operation's surroundings. A subscription calls ``refresh`` before each item: rows read for the last are old."""
+    """One operation's surroundings.
+
+    A subscription calls ``refresh`` before each item: what was read for the last one is old.
+    """
 
     __slots__ = ("actor", "engine", "load")
 

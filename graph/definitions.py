@@ -9,14 +9,14 @@ from strawberry import UNSET, argument, field
 
 from engine.access import Permission
 from flow import errors, versions
+from flow.definition import Definition
+from flow.versions import Bump, ChangeKind
 from graph.permissions import Info, caller, query
 from graph.results import Problem, problem
 from graph.scalars import JSON
 
-Bump = strawberry.enum(
-    versions.Bump, name="VersionBump", description="The kind of a change: breaking, a feature, a fix."
-)
-ChangeKind = strawberry.enum(versions.ChangeKind, name="DiffKind", description="What happened to one thing.")
+strawberry.enum(Bump, name="VersionBump", description="The kind of a change: breaking, a feature, a fix.")
+strawberry.enum(ChangeKind, name="DiffKind", description="What happened to one thing.")
 
 
 @strawberry.input(one_of=True, description="A workflow definition: exactly one of these.")
@@ -40,7 +40,7 @@ class DiffEntry:
 
 @strawberry.type(description="What changed between two versions.")
 class WorkflowDiff:
-    """See ``flow.versions.DefinitionDiff``."""
+    """See ``flow.DefinitionDiff``."""
 
     bump: Bump = field(description="What the whole change means for those who use the workflow.")
     identical: bool = field(description="True if nothing differs.")
@@ -80,7 +80,8 @@ class DefinitionQuery:
 
     @query(
         Permission.WORKFLOW_READ,
-        "What changed from one version to another, of the same workflow or not. Versions with problems can't be compared.",
+        "What changed from one version to another, of the same workflow or not. "
+        "Versions with problems can't be compared.",
     )
     async def workflow_diff(
         self,
@@ -102,7 +103,7 @@ class DefinitionQuery:
         )
 
 
-async def _definition(info: Info, id: str, argument: str) -> versions.Definition:
+async def _definition(info: Info, id: str, argument: str) -> Definition:
     if await info.context.load.version.load(id) is None:
         raise errors.NotFound("workflow version", id, path=(argument,))
     graph = await info.context.load.graph.load(id)

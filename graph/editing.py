@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import strawberry
 from strawberry import argument
@@ -103,49 +103,63 @@ class WorkflowMutation:
         self, info: Info, input: Annotated[c.WorkflowPublishInput, argument(description=THIS)]
     ) -> c.WorkflowPublishResult:
         """By the engine."""
-        return await _payload(c.WorkflowPublishPayload, info, await info.context.engine.workflows.publish(caller(info), input.id))
+        return await _payload(
+            c.WorkflowPublishPayload, info, await info.context.engine.workflows.publish(caller(info), input.id)
+        )
 
     @mutation(WRITE, "INACTIVE or ARCHIVED to ACTIVE: its triggers fire again.")
     async def workflow_activate(
         self, info: Info, input: Annotated[c.WorkflowActivateInput, argument(description=THIS)]
     ) -> c.WorkflowActivateResult:
         """By the engine."""
-        return await _payload(c.WorkflowActivatePayload, info, await info.context.engine.workflows.activate(caller(info), input.id))
+        return await _payload(
+            c.WorkflowActivatePayload, info, await info.context.engine.workflows.activate(caller(info), input.id)
+        )
 
     @mutation(WRITE, "ACTIVE or HIDDEN to INACTIVE: its triggers stop; it can still be run by hand.")
     async def workflow_deactivate(
         self, info: Info, input: Annotated[c.WorkflowDeactivateInput, argument(description=THIS)]
     ) -> c.WorkflowDeactivateResult:
         """By the engine."""
-        return await _payload(c.WorkflowDeactivatePayload, info, await info.context.engine.workflows.deactivate(caller(info), input.id))
+        return await _payload(
+            c.WorkflowDeactivatePayload, info, await info.context.engine.workflows.deactivate(caller(info), input.id)
+        )
 
     @mutation(WRITE, "Leave it out of lists; it works on.")
     async def workflow_hide(
         self, info: Info, input: Annotated[c.WorkflowHideInput, argument(description=THIS)]
     ) -> c.WorkflowHideResult:
         """By the engine."""
-        return await _payload(c.WorkflowHidePayload, info, await info.context.engine.workflows.hide(caller(info), input.id))
+        return await _payload(
+            c.WorkflowHidePayload, info, await info.context.engine.workflows.hide(caller(info), input.id)
+        )
 
     @mutation(WRITE, "HIDDEN to ACTIVE: it is in lists again.")
     async def workflow_show(
         self, info: Info, input: Annotated[c.WorkflowShowInput, argument(description=THIS)]
     ) -> c.WorkflowShowResult:
         """By the engine."""
-        return await _payload(c.WorkflowShowPayload, info, await info.context.engine.workflows.show(caller(info), input.id))
+        return await _payload(
+            c.WorkflowShowPayload, info, await info.context.engine.workflows.show(caller(info), input.id)
+        )
 
     @mutation(WRITE, "Make it read-only, and not to be run, until it is activated again.")
     async def workflow_archive(
         self, info: Info, input: Annotated[c.WorkflowArchiveInput, argument(description=THIS)]
     ) -> c.WorkflowArchiveResult:
         """By the engine."""
-        return await _payload(c.WorkflowArchivePayload, info, await info.context.engine.workflows.archive(caller(info), input.id))
+        return await _payload(
+            c.WorkflowArchivePayload, info, await info.context.engine.workflows.archive(caller(info), input.id)
+        )
 
     @mutation(WRITE, "Bring a deleted workflow back: INACTIVE, or as a DRAFT if its definition has problems.")
     async def workflow_restore(
         self, info: Info, input: Annotated[c.WorkflowRestoreInput, argument(description=THIS)]
     ) -> c.WorkflowRestoreResult:
         """By the engine."""
-        return await _payload(c.WorkflowRestorePayload, info, await info.context.engine.workflows.restore(caller(info), input.id))
+        return await _payload(
+            c.WorkflowRestorePayload, info, await info.context.engine.workflows.restore(caller(info), input.id)
+        )
 
     @mutation(WRITE, "Delete a workflow: to be restored, or for good if you say so and nothing of it runs.")
     async def workflow_delete(
@@ -179,7 +193,9 @@ class WorkflowMutation:
         )
         return await _version_payload(c.WorkflowImportPayload, info, changed)
 
-    @mutation(Permission.WORKFLOW_READ, "Write a definition down, to keep it or to import it elsewhere. Changes nothing.")
+    @mutation(
+        Permission.WORKFLOW_READ, "Write a definition down, to keep it or to import it elsewhere. Changes nothing."
+    )
     async def workflow_export(
         self, info: Info, input: Annotated[c.WorkflowExportInput, argument(description="Which one, and how.")]
     ) -> c.WorkflowExportResult:
@@ -229,6 +245,4 @@ async def _version_payload(kind: type[Version], info: Info, changed: Changed) ->
     row = await info.context.load.version.load(changed.version_id or "")
     if row is None:
         raise errors.NotFound("workflow version", changed.version_id or "")
-    return kind(
-        workflow=found, version=version(row), changed=changed.changed, change_seq=BigInt(changed.change_seq)
-    )
+    return kind(workflow=found, version=version(row), changed=changed.changed, change_seq=BigInt(changed.change_seq))

@@ -12,13 +12,16 @@ from strawberry import field
 
 from engine.access import Actor
 from flow import events as e
+from flow.states import SkipReason
 from graph.objects import (
     Failure,
     NodeProgress,
     OutputArtifact,
     ResourceUsage,
-    SkipReason,
+    choice,
+    derived,
     failure,
+    may_see_tracebacks,
     output_artifact,
     resource_usage,
 )
@@ -29,10 +32,10 @@ from graph.scalars import JSON, BigInt
 class LogLevel(Enum):
     """In rising order."""
 
-    DEBUG = strawberry.enum_value("debug", description="For whoever builds the workflow.")
-    INFO = strawberry.enum_value("info", description="What happens.")
-    WARNING = strawberry.enum_value("warning", description="Something is not as it should be.")
-    ERROR = strawberry.enum_value("error", description="Something went wrong.")
+    DEBUG = choice("debug", "For whoever builds the workflow.")
+    INFO = choice("info", "What happens.")
+    WARNING = choice("warning", "Something is not as it should be.")
+    ERROR = choice("error", "Something went wrong.")
 
 
 @strawberry.interface(description="One fact about an instance. `seq` runs 1, 2, 3 … without a gap.")
@@ -47,15 +50,13 @@ class InstanceEvent:
     recorded: strawberry.Private[e.Recorded]
     actor: strawberry.Private[Actor | None]
 
-    @strawberry.field(description="The whole event as JSON, with the fields of its kind in snake_case.")
+    @derived("The whole event as JSON, with the fields of its kind in snake_case.")
     def data(self) -> JSON:
         """As it is stored, without a traceback for those who may not see it."""
         plain = msgspec.to_builtins(self.recorded.event)
         error = plain.get("error")
-        if isinstance(error, dict) and "traceback" in error:
-            shown = failure(getattr(self.recorded.event, "error", None), self.actor)
-            if shown is None or shown.traceback is None:
-                del error["traceback"]
+        if isinstance(error, dict) and not may_see_tracebacks(self.actor):
+            error.pop("traceback", None)
         return cast(JSON, plain)
 
 

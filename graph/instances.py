@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import strawberry
-from sqlalchemy import Row
 from strawberry import UNSET, argument, field
 
 from db.store import lists
 from engine.access import Actor, Permission
 from flow import errors, states
 from flow import events as e
+from flow.states import InstanceStatus
 from graph.events import InstanceEvent, event
 from graph.execution import extend_deadline
 from graph.loaders import Counted, Events, Part
 from graph.nodes import NodeExecution, NodeExecutionWhere, duration, execution
 from graph.objects import (
     Failure,
-    InstanceStatus,
     Node,
     OutputArtifact,
-    failure,
+    choice,
+    derived,
     output_artifact,
+    stored_failure,
 )
 from graph.paging import (
     After,
@@ -106,7 +107,7 @@ class Instance(Node):
     version_id: strawberry.Private[str]
     trigger_type: strawberry.Private[str]
 
-    @strawberry.field(description="The workflow that it runs.")
+    @derived("The workflow that it runs.")
     async def workflow(self, info: Info) -> Annotated[Workflow, strawberry.lazy("graph.workflows")]:
         """By loader."""
         from graph.workflows import workflow
@@ -116,7 +117,7 @@ class Instance(Node):
             raise errors.NotFound("workflow", self.workflow_id)
         return workflow(row, caller(info))
 
-    @strawberry.field(description="The version that it is pinned to.")
+    @derived("The version that it is pinned to.")
     async def version(self, info: Info) -> Annotated[WorkflowVersion, strawberry.lazy("graph.workflows")]:
         """By loader."""
         from graph.workflows import version
@@ -126,20 +127,20 @@ class Instance(Node):
             raise errors.NotFound("workflow version", self.version_id)
         return version(row)
 
-    @strawberry.field(description="What started it.")
+    @derived("What started it.")
     async def trigger(self, info: Info) -> Trigger:
         """From the first event."""
         created = await info.context.load.created.load(self.id)
         given = created.trigger if created is not None else e.Trigger(type=self.trigger_type)
         return Trigger(type=given.type, id=given.id, payload=given.payload)
 
-    @strawberry.field(description="How long the whole run may take, if it was limited.")
+    @derived("How long the whole run may take, if it was limited.")
     async def timeout(self, info: Info) -> timedelta | None:
         """From the first event."""
         created = await info.context.load.created.load(self.id)
         return created.timeout if created is not None else None
 
-    @strawberry.field(description="How many of its nodes are in each state.")
+    @derived("How many of its nodes are in each state.")
     async def progress(self, info: Info) -> InstanceProgress:
         """By loader."""
         counts = await info.context.load.node_counts.load(self.id)
@@ -156,7 +157,7 @@ class Instance(Node):
             canceled=counts.get("CANCELED", 0),
         )
 
-    @strawberry.field(description="What became of its nodes, in the order in which they began.")
+    @derived("What became of its nodes, in the order in which they began.")
     async def node_executions(
         self,
         info: Info,
@@ -181,7 +182,7 @@ class Instance(Node):
             lambda: load.node_count.load(Counted(self.id, wanted)),
         )
 
-    @strawberry.field(description="The outcome of one node; null while it has no event.")
+    @derived("The outcome of one node; null while it has no event.")
     async def node_execution(
         self,
         info: Info,
@@ -191,7 +192,7 @@ class Instance(Node):
         row = await info.context.load.node.load((self.id, path))
         return None if row is None else execution(row, caller(info))
 
-    @strawberry.field(description="Its history: the events after a `seq`, oldest first.")
+    @derived("Its history: the events after a `seq`, oldest first.")
     async def events(
         self,
         info: Info,
@@ -208,7 +209,7 @@ class Instance(Node):
 filter_of = where
 
 
-def instance(row: Row[Any], actor: Actor) -> Instance:
+def instance(row: lists.Record, actor: Actor) -> Instance:
     """The row as the schema shows it."""
     status = states.InstanceStatus(row.status)
     return Instance(
@@ -217,7 +218,7 @@ def instance(row: Row[Any], actor: Actor) -> Instance:
         input=row.input,
         output=row.output,
         output_artifact=output_artifact(row.output_artifact),
-        error=failure(row.error, actor),
+        error=stored_failure(row.error, actor),
         priority=row.priority,
         labels=[Label(name=name, value=value) for name, value in sorted((row.labels or {}).items())],
         idempotency_key=row.idempotency_key,
@@ -279,10 +280,10 @@ class InstanceWhere:
 class InstanceOrder(Enum):
     """Order and direction."""
 
-    CREATED_DESC = strawberry.enum_value("CREATED_DESC", description="The newest first.")
-    CREATED_ASC = strawberry.enum_value("CREATED_ASC", description="The oldest first.")
-    CHANGED_DESC = strawberry.enum_value("CHANGED_DESC", description="The one that changed last first.")
-    CHANGED_ASC = strawberry.enum_value("CHANGED_ASC", description="The one that has not changed for longest first.")
+    CREATED_DESC = choice("CREATED_DESC", "The newest first.")
+    CREATED_ASC = choice("CREATED_ASC", "The oldest first.")
+    CHANGED_DESC = choice("CHANGED_DESC", "The one that changed last first.")
+    CHANGED_ASC = choice("CHANGED_ASC", "The one that has not changed for longest first.")
 
 
 Where = Annotated[InstanceWhere | None, argument(name="where", description="Only those that match.")]
@@ -355,7 +356,9 @@ class InstanceStartInput:
     input: JSON | None = field(default=None, description="The run's input; it must fit the version's `input_schema`.")
     priority: int = field(default=5, description="From 1 (low) to 10 (urgent).")
     timeout: timedelta | None = field(default=None, description="How long the whole run may take.")
-    queue_timeout: timedelta | None = field(default=None, description="How long it may wait for its first node to begin.")
+    queue_timeout: timedelta | None = field(
+        default=None, description="How long it may wait for its first node to begin."
+    )
     idempotency_key: str | None = field(
         default=None, description="Starting again with the same key gives the instance that exists, never a second one."
     )

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Row
 from strawberry.dataloader import DataLoader
 
 from db.store import lists
@@ -26,6 +25,7 @@ V = TypeVar("V")
 
 #: Bounds the parameters of one statement.
 BATCH = 500
+
 
 class Part(NamedTuple):
     """A page of what belongs to one parent."""
@@ -60,12 +60,12 @@ class Loaders:
         self.project_id = project_id
 
     @cached_property
-    def workflow(self) -> DataLoader[str, Row[Any] | None]:
+    def workflow(self) -> DataLoader[str, lists.Record | None]:
         """A workflow's row by id."""
         return self._by_id(lists.workflows)
 
     @cached_property
-    def version(self) -> DataLoader[str, Row[Any] | None]:
+    def version(self) -> DataLoader[str, lists.Record | None]:
         """A version's row by id, without the definition."""
         return self._by_id(lists.versions)
 
@@ -75,7 +75,7 @@ class Loaders:
         return self._by_id(lists.definitions)
 
     @cached_property
-    def instance(self) -> DataLoader[str, Row[Any] | None]:
+    def instance(self) -> DataLoader[str, lists.Record | None]:
         """An instance's row by id."""
         return self._by_id(lists.instances)
 
@@ -91,10 +91,10 @@ class Loaders:
         return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
-    def node(self) -> DataLoader[tuple[str, str], Row[Any] | None]:
+    def node(self) -> DataLoader[tuple[str, str], lists.Record | None]:
         """A node execution's row by instance and path. The caller has made sure that the instance is the project's."""
 
-        async def fetch(keys: list[tuple[str, str]]) -> Sequence[Row[Any] | None]:
+        async def fetch(keys: list[tuple[str, str]]) -> Sequence[lists.Record | None]:
             found = await self.engine.database.read(lists.nodes, keys)
             return [found.get(key) for key in keys]
 
@@ -156,8 +156,7 @@ class Loaders:
 
         async def fetch(keys: list[Events]) -> Sequence[list[e.Recorded]]:
             groups: defaultdict[tuple[int, int, str | None, str | None], list[str]] = defaultdict(list)
-            for instance_id, *rest in keys:
-                after, limit, type, path = rest
+            for instance_id, after, limit, type, path in keys:
                 groups[after, limit, type, path].append(instance_id)
             found: dict[Events, list[e.Recorded]] = {}
             for (after, limit, type, path), ids in groups.items():
@@ -177,9 +176,7 @@ class Loaders:
 
         return DataLoader(fetch, max_batch_size=BATCH)
 
-    def _by_id(
-        self, query: Callable[[Connection, str, Sequence[str]], Mapping[str, V]]
-    ) -> DataLoader[str, V | None]:
+    def _by_id(self, query: Callable[[Any, str, Sequence[str]], Mapping[str, V]]) -> DataLoader[str, V | None]:
         async def fetch(ids: list[str]) -> Sequence[V | None]:
             found = await self.engine.database.read(query, self.project_id, ids)
             return [found.get(id) for id in ids]
@@ -213,7 +210,7 @@ class Loaders:
         return DataLoader(fetch, max_batch_size=BATCH)
 
 
-def _graph(version: Row[Any] | None, document: dict[str, Any] | None) -> Graph | None:
+def _graph(version: lists.Record | None, document: dict[str, Any] | None) -> Graph | None:
     if version is None or document is None or version.problems:
         return None
     # It was checked when it was stored, in its canonical form: nothing but types is to be read.

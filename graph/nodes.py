@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import strawberry
-from sqlalchemy import Row
 from strawberry import UNSET, argument, field
 
+from db.store import lists
 from engine.access import Actor
 from engine.nodes.contract import NodeType as EngineNodeType
-from engine.nodes.contract import Placement as EnginePlacement
+from engine.nodes.contract import Placement
 from flow import events as e
 from flow import planner, states
 from flow.definition import Node as DefinitionNode
@@ -21,19 +21,19 @@ from flow.errors import Failure as FlowFailure
 from flow.errors import NotFound
 from flow.expressions import ExpressionError
 from flow.history import NodeState
+from flow.states import NodeStatus, SkipReason
 from graph.events import LogLine, log_line
 from graph.loaders import Events, artifact_json
 from graph.objects import (
     Failure,
     Node,
     NodeProgress,
-    NodeStatus,
     OutputArtifact,
     ResourceUsage,
-    SkipReason,
-    failure,
+    derived,
     output_artifact,
     resource_usage,
+    stored_failure,
 )
 from graph.paging import StringFilter
 from graph.permissions import Info, caller
@@ -51,7 +51,9 @@ MOST_LOG_LINES = 500
 class NodeExecution(Node):
     """A row of ``node_executions``."""
 
-    path: str = field(description="The node's place in the run: its id, in a loop with the iteration (`resize[3]/encode`).")
+    path: str = field(
+        description="The node's place in the run: its id, in a loop with the iteration (`resize[3]/encode`)."
+    )
     node_id: str = field(description="The node's id in the definition.")
     node_type: str = field(description="The node's type, such as image/preprocess.")
     status: NodeStatus = field(description="Where the node is in its life.")
@@ -71,7 +73,7 @@ class NodeExecution(Node):
     last_seq: int = field(description="The node's newest event: resume `nodeExecutionUpdated` after it.")
     instance_id: strawberry.Private[str]
 
-    @strawberry.field(description="The instance that the node belongs to.")
+    @derived("The instance that the node belongs to.")
     async def instance(self, info: Info) -> Annotated[Instance, strawberry.lazy("graph.instances")]:
         """By loader."""
         from graph.instances import instance
@@ -81,21 +83,21 @@ class NodeExecution(Node):
             raise NotFound("instance", self.instance_id)
         return instance(row, caller(info))
 
-    @strawberry.field(description="How often a failed attempt is made again at most, by the definition.")
+    @derived("How often a failed attempt is made again at most, by the definition.")
     async def max_retries(self, info: Info) -> int:
         """From the version that the instance is pinned to."""
         node = await _definition_node(info, self.instance_id, self.node_id)
         return node.retry.max if node else 0
 
-    @strawberry.field(
-        description="What the node gets or got: put together from the instance's input or its sources' outputs. "
+    @derived(
+        "What the node gets or got: put together from the instance's input or its sources' outputs. "
         "Null where it can't be told yet, or is larger than a megabyte."
     )
     async def input(self, info: Info) -> JSON | None:
         """Derived, never stored."""
         return cast(JSON | None, await _input(info, self.instance_id, self.node_id, self.path))
 
-    @strawberry.field(description="What the node wrote to its log, oldest first.")
+    @derived("What the node wrote to its log, oldest first.")
     async def logs(
         self,
         info: Info,
@@ -140,7 +142,7 @@ def split_id(id: str) -> tuple[str, str] | None:
     return (f"inst-{body}", path) if dot and id.startswith("node-") else None
 
 
-def execution(row: Row[Any], actor: Actor) -> NodeExecution:
+def execution(row: lists.Record, actor: Actor) -> NodeExecution:
     """The row as the schema shows it."""
     done = row.progress
     return NodeExecution(
@@ -158,7 +160,7 @@ def execution(row: Row[Any], actor: Actor) -> NodeExecution:
         due_at=row.due_at,
         output=row.output,
         output_artifact=output_artifact(row.output_artifact),
-        error=failure(row.error, actor),
+        error=stored_failure(row.error, actor),
         progress=NodeProgress(**done) if done else None,
         resource_usage=resource_usage(row.usage),
         worker=row.worker,
@@ -200,7 +202,7 @@ async def _input(info: Info, instance_id: str, node_id: str, path: str) -> Any:
         return None
 
 
-async def _state(info: Info, row: Row[Any]) -> NodeState:
+async def _state(info: Info, row: lists.Record) -> NodeState:
     output = row.output
     if row.output_artifact:
         output = await artifact_json(info.context.engine, row.output_artifact)
@@ -220,7 +222,7 @@ def _flow_failure(error: Mapping[str, Any] | None) -> FlowFailure | None:
 
 # ---- node types -----------------------------------------------------------------------------------------------
 
-Placement = strawberry.enum(EnginePlacement, name="NodePlacement", description="Where a node type's handler runs.")
+strawberry.enum(Placement, name="NodePlacement", description="Where a node type's handler runs.")
 
 
 @strawberry.type(description="What a node needs while it runs; null: no wish.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -10,22 +10,37 @@ import strawberry
 from strawberry import field
 
 from engine.access import Actor, Permission
-from flow import errors, states
+from flow import errors
 from flow import events as e
-from flow.definition import Join as FlowJoin
-from flow.definition import On as FlowOn
+from flow.definition import Join, On
+from flow.errors import Category
+from flow.states import InstanceStatus, NodeStatus, SkipReason, WorkflowStatus
 from graph.scalars import JSON, BigInt
 
-InstanceStatus = strawberry.enum(states.InstanceStatus, description="The life of one run.")
-NodeStatus = strawberry.enum(states.NodeStatus, description="The life of one node in one run.")
-SkipReason = strawberry.enum(states.SkipReason, description="Why a node was not run.")
-WorkflowStatus = strawberry.enum(
-    states.WorkflowStatus,
+strawberry.enum(InstanceStatus, description="The life of one run.")
+strawberry.enum(NodeStatus, description="The life of one node in one run.")
+strawberry.enum(SkipReason, description="Why a node was not run.")
+strawberry.enum(
+    WorkflowStatus,
     description="The life of a workflow. DRAFT does not run; HIDDEN is ACTIVE but left out of lists.",
 )
-Category = strawberry.enum(errors.Category, name="ErrorCategory", description="What kind of failure a node met.")
-Join = strawberry.enum(FlowJoin, description="When a node starts, given how its incoming edges settled.")
-On = strawberry.enum(FlowOn, name="EdgeOn", description="Which end of its source an edge follows.")
+strawberry.enum(Category, name="ErrorCategory", description="What kind of failure a node met.")
+strawberry.enum(Join, description="When a node starts, given how its incoming edges settled.")
+strawberry.enum(On, name="EdgeOn", description="Which end of its source an edge follows.")
+
+
+def choice(value: str, description: str) -> str:
+    """An enum's value with its description for the schema."""
+    return cast(str, strawberry.enum_value(value, description=description))
+
+
+def derived(description: str) -> Callable[[Callable[..., Any]], Any]:
+    """A field that is worked out when it is asked for; every other field is a plain attribute."""
+
+    def decorate(resolve: Callable[..., Any]) -> Any:
+        return strawberry.field(resolver=resolve, description=description)
+
+    return decorate
 
 
 @strawberry.interface(description="Anything with an id: look it up again with `node(id)`.")
@@ -79,12 +94,18 @@ class NodeProgress:
     message: str | None = field(description="What it is doing.")
 
 
-def failure(error: errors.Failure | Mapping[str, Any] | None, actor: Actor | None) -> Failure | None:
+def may_see_tracebacks(actor: Actor | None) -> bool:
+    """Tracebacks are for the owners of workflows: those who may edit them."""
+    return actor is not None and actor.may(Permission.WORKFLOW_WRITE)
+
+
+def stored_failure(error: Mapping[str, Any] | None, actor: Actor | None) -> Failure | None:
+    """The failure in a row, if there is one."""
+    return None if error is None else failure(msgspec.convert(error, errors.Failure), actor)
+
+
+def failure(error: errors.Failure, actor: Actor | None) -> Failure:
     """The failure as this caller may see it: the traceback is for those who may edit workflows."""
-    if error is None:
-        return None
-    if not isinstance(error, errors.Failure):
-        error = msgspec.convert(error, errors.Failure)
     return Failure(
         code=error.code,
         category=error.category,
@@ -93,7 +114,7 @@ def failure(error: errors.Failure | Mapping[str, Any] | None, actor: Actor | Non
         attempt=error.attempt,
         retryable=error.retryable,
         details=cast(JSON, error.details),
-        traceback=error.traceback if actor is not None and actor.may(Permission.WORKFLOW_WRITE) else None,
+        traceback=error.traceback if may_see_tracebacks(actor) else None,
     )
 
 

@@ -16,13 +16,12 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 
 import msgspec
 import strawberry
-from sqlalchemy import BigInteger, Integer, Row
 from strawberry import UNSET, argument, field
 
-from db.base import Instant
 from db.store import lists
 from db.store.lists import Listing, Slice
 from flow.errors import WorkflowError
+from graph.objects import derived
 
 T = TypeVar("T")
 
@@ -31,7 +30,9 @@ LARGEST_PAGE = 100
 #: How deep a filter may be nested, how many comparisons it may hold, how many values an ``in``.
 FILTER_DEPTH, FILTER_SIZE, FILTER_VALUES = 8, 100, 500
 
-First = Annotated[int | None, argument(description="At most this many from the beginning (or after `after`): 1 to 100.")]
+First = Annotated[
+    int | None, argument(description="At most this many from the beginning (or after `after`): 1 to 100.")
+]
 Last = Annotated[int | None, argument(description="At most this many from the end (or before `before`): 1 to 100.")]
 After = Annotated[str | None, argument(description="Only what comes after this cursor of an earlier page.")]
 Before = Annotated[str | None, argument(description="Only what comes before this cursor of an earlier page.")]
@@ -64,7 +65,7 @@ class Connection(Generic[T]):
     page_info: PageInfo = field(description="Where this page stands in the list.")
     count: strawberry.Private[Callable[[], Awaitable[int]]]
 
-    @strawberry.field(description="How many rows match in all. Counted only when you ask for it.")
+    @derived("How many rows match in all. Counted only when you ask for it.")
     async def total_count(self) -> int:
         """All rows that match."""
         return await self.count()
@@ -104,7 +105,7 @@ def connection(
     listing: Listing,
     part: Slice,
     page: lists.Page,
-    make: Callable[[Row[Any]], T],
+    make: Callable[[lists.Record], T],
     count: Callable[[], Awaitable[int]],
 ) -> Connection[T]:
     """The page as the schema shows it."""
@@ -125,36 +126,35 @@ def connection(
     )
 
 
-def _write(listing: Listing, order: str, row: Row[Any]) -> str:
+def _write(listing: Listing, order: str, row: lists.Record) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode([order, *lists.key(listing, order, row)])).rstrip(b"=").decode()
 
 
 def _read(listing: Listing, order: str, cursor: str, argument: str) -> lists.Key:
-    columns = listing.orders[order]
+    kinds = lists.key_types(listing, order)
     try:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         kept = msgspec.json.decode(raw, type=list[Any])
-        if kept[:1] != [order] or len(kept) != len(columns) + 1:
+        if kept[:1] != [order] or len(kept) != len(kinds) + 1:
             raise ValueError("of another list")
         key = tuple(
-            msgspec.convert(value, type=_kind(column.type), strict=True)
-            for value, column in zip(kept[1:], columns, strict=True)
+            msgspec.convert(value, type=_KINDS[kind], strict=True) for value, kind in zip(kept[1:], kinds, strict=True)
         )
-        if any(isinstance(value, datetime) and value.tzinfo is None for value in key):
-            raise ValueError("naive")
     except (binascii.Error, UnicodeError, ValueError, msgspec.MsgspecError):
         raise refuse(
-            "BAD_CURSOR", f"`{argument}` is not a cursor of this list in this order; take one from `pageInfo`.", argument
+            "BAD_CURSOR",
+            f"`{argument}` is not a cursor of this list in this order; take one from `pageInfo`.",
+            argument,
         ) from None
     return key
 
 
-def _kind(column: object) -> Any:
-    if isinstance(column, Instant):
-        return datetime
-    if isinstance(column, Integer | BigInteger):
-        return Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)]
-    return Annotated[str, msgspec.Meta(pattern="^[^\\x00]*$")]
+#: What a key's parts may be, so that whatever is in a forged cursor can be compared by the database.
+_KINDS: dict[type, Any] = {
+    datetime: Annotated[datetime, msgspec.Meta(tz=True)],
+    int: Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)],
+    str: Annotated[str, msgspec.Meta(pattern="^[^\\x00]*$")],
+}
 
 
 # ---- filters --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from engine.access import Permission
 from flow.errors import StorageUnavailable
 from graph.instances import instance
 from graph.nodes import NodeType, execution, node_type, split_id
-from graph.objects import Node
+from graph.objects import Node, choice
 from graph.paging import refuse
 from graph.permissions import PUBLIC, SIGNED_IN, Info, caller, query
 from graph.workflows import version, workflow
@@ -36,8 +36,8 @@ class Viewer:
 class HealthStatus(Enum):
     """By its parts."""
 
-    OK = strawberry.enum_value("OK", description="It works.")
-    UNAVAILABLE = strawberry.enum_value("UNAVAILABLE", description="It can't reach its database.")
+    OK = choice("OK", "It works.")
+    UNAVAILABLE = choice("UNAVAILABLE", "It can't reach its database.")
 
 
 @strawberry.type(description="Whether the server works.")

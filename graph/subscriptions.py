@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 import strawberry
-from sqlalchemy import Row
 from strawberry import argument, field
 
 from db.store import lists
@@ -41,7 +40,9 @@ class ChangeBatch:
     """See ``db.store.lists.Changes``."""
 
     change_seq: BigInt = field(description="How far this batch reaches: resume `after` it.")
-    snapshot: bool = field(description="True for the first batch without `after`: forget what you have, `added` is all.")
+    snapshot: bool = field(
+        description="True for the first batch without `after`: forget what you have, `added` is all."
+    )
     added: list[Instance] = field(description="Instances that were started since the last batch and match.")
     updated: list[Instance] = field(
         description="Older instances that changed and match; you may not have had them, if they match only now."
@@ -137,9 +138,7 @@ class Subscription:
     async def instance_changes(
         self,
         info: Info,
-        where: Annotated[
-            InstanceWhere | None, argument(name="where", description="Only instances that match.")
-        ] = None,
+        where: Annotated[InstanceWhere | None, argument(name="where", description="Only instances that match.")] = None,
         after: Annotated[
             BigInt | None, argument(description="Resume after this `changeSeq`, without a snapshot.")
         ] = None,
@@ -159,7 +158,9 @@ class Subscription:
         async with _closing(engine.streams.changes(actor, seen)) as changes:
             async for newest in changes:
                 while seen < newest:
-                    found = await engine.database.read(lists.changes, actor.project_id, wanted, seen, newest, LARGEST_BATCH)
+                    found = await engine.database.read(
+                        lists.changes, actor.project_id, wanted, seen, newest, LARGEST_BATCH
+                    )
                     seen = found.change_seq
                     if found.added or found.updated or found.removed:
                         yield _batch(info, found, snapshot=False)
@@ -198,7 +199,7 @@ async def _events(info: Info, id: str, after: int) -> AsyncIterator[e.Recorded]:
             yield recorded
 
 
-async def _following(info: Info, id: str) -> AsyncIterator[Row[Any]]:
+async def _following(info: Info, id: str) -> AsyncIterator[lists.Record]:
     """The instance's row now, and again after changes, coalesced; ends when the instance has."""
     actor, engine = caller(info), info.context.engine
     row = await _row(info, id)
@@ -233,6 +234,6 @@ async def _following(info: Info, id: str) -> AsyncIterator[Row[Any]]:
         await asyncio.gather(listening, return_exceptions=True)
 
 
-async def _row(info: Info, id: str) -> Row[Any] | None:
+async def _row(info: Info, id: str) -> lists.Record | None:
     info.context.refresh()
     return await info.context.load.instance.load(id)

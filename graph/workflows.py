@@ -8,19 +8,20 @@ from enum import Enum
 from typing import Annotated, Any, cast
 
 import strawberry
-from sqlalchemy import Row
 from strawberry import UNSET, argument, field
 
 from db.store import lists
 from engine.access import Actor, Permission
 from flow import definition as d
 from flow import errors, states
+from flow.definition import Join, On
+from flow.states import WorkflowStatus
 from graph.instances import Instance, InstanceOrder, instance
 from graph.instances import OrderBy as InstancesOrderBy
 from graph.instances import Where as InstancesWhere
 from graph.loaders import Counted, Part
 from graph.nodes import Resources
-from graph.objects import Join, Node, On, WorkflowStatus
+from graph.objects import Node, choice, derived
 from graph.paging import (
     After,
     Before,
@@ -55,7 +56,9 @@ class RetryPolicy:
     cap: timedelta = field(description="No wait is longer.")
     jitter: float = field(description="The share of a wait that is left to chance, 0 to 1.")
     total_timeout: timedelta | None = field(description="How long all attempts together may take.")
-    retry_on: list[str] = field(description="Only these categories or codes are retried; empty: as their category says.")
+    retry_on: list[str] = field(
+        description="Only these categories or codes are retried; empty: as their category says."
+    )
     never_on: list[str] = field(description="These categories or codes are never retried.")
 
 
@@ -103,7 +106,9 @@ class DefinitionEdge:
     target: str = field(description="The node that it leads to.")
     on: On = field(description="Which end of its source it follows.")
     condition: str | None = field(description="A JMESPath expression on the source's output that must be true.")
-    mapping: JSON = field(description="Target path to `$.<jmespath>` on the source's output, or a literal; empty: all of it.")
+    mapping: JSON = field(
+        description="Target path to `$.<jmespath>` on the source's output, or a literal; empty: all of it."
+    )
 
 
 @strawberry.type(description="What starts a workflow by itself.")
@@ -177,7 +182,7 @@ class WorkflowVersion(Node):
     workflow_id: strawberry.Private[str]
     parent_id: strawberry.Private[str | None]
 
-    @strawberry.field(description="The workflow that it is a version of.")
+    @derived("The workflow that it is a version of.")
     async def workflow(self, info: Info) -> Annotated[Workflow, strawberry.lazy("graph.workflows")]:
         """By loader."""
         row = await info.context.load.workflow.load(self.workflow_id)
@@ -185,30 +190,30 @@ class WorkflowVersion(Node):
             raise errors.NotFound("workflow", self.workflow_id)
         return workflow(row, caller(info))
 
-    @strawberry.field(description="The version that it was made from; null for the first.")
+    @derived("The version that it was made from; null for the first.")
     async def parent(self, info: Info) -> Annotated[WorkflowVersion, strawberry.lazy("graph.workflows")] | None:
         """By loader."""
         row = await info.context.load.version.load(self.parent_id) if self.parent_id else None
         return None if row is None else version(row)
 
-    @strawberry.field(description="The whole definition in its canonical form (with problems: as it was given).")
+    @derived("The whole definition in its canonical form (with problems: as it was given).")
     async def definition(self, info: Info) -> JSON:
         """As it is stored."""
         return cast(JSON, await _document(info, self.id))
 
-    @strawberry.field(description="Its steps. Empty where problems keep it from being read.")
+    @derived("Its steps. Empty where problems keep it from being read.")
     async def nodes(self, info: Info) -> list[DefinitionNode]:
         """Typed, with defaults."""
         graph = await info.context.load.graph.load(self.id)
         return [definition_node(node) for node in graph.definition.nodes] if graph else []
 
-    @strawberry.field(description="Its edges. Empty where problems keep it from being read.")
+    @derived("Its edges. Empty where problems keep it from being read.")
     async def edges(self, info: Info) -> list[DefinitionEdge]:
         """Typed, with defaults."""
         graph = await info.context.load.graph.load(self.id)
         return [definition_edge(edge) for edge in graph.definition.edges] if graph else []
 
-    @strawberry.field(description="What starts it. Empty where problems keep it from being read.")
+    @derived("What starts it. Empty where problems keep it from being read.")
     async def triggers(self, info: Info) -> list[DefinitionTrigger]:
         """Typed, with defaults."""
         graph = await info.context.load.graph.load(self.id)
@@ -222,29 +227,29 @@ class WorkflowVersion(Node):
             for trigger in (graph.definition.triggers if graph else ())
         ]
 
-    @strawberry.field(description="The JSON Schema that an instance's input must fit, if there is one.")
+    @derived("The JSON Schema that an instance's input must fit, if there is one.")
     async def input_schema(self, info: Info) -> JSON | None:
         """As it is stored."""
         return cast(JSON | None, (await _document(info, self.id)).get("input_schema"))
 
-    @strawberry.field(description="Constants that expressions can use.")
+    @derived("Constants that expressions can use.")
     async def parameters(self, info: Info) -> JSON:
         """As it is stored."""
         return cast(JSON, await _legacy(info, self.id, "parameters") or {})
 
-    @strawberry.field(description="What the workflow is for, such as image processing.")
+    @derived("What the workflow is for, such as image processing.")
     async def scenario(self, info: Info) -> str | None:
         """As it is stored."""
         found = await _legacy(info, self.id, "scenario")
         return found if isinstance(found, str) else None
 
-    @strawberry.field(description="How the instance's output is made from its nodes' outputs; empty: all terminal nodes.")
+    @derived("How the instance's output is made from its nodes' outputs; empty: all terminal nodes.")
     async def output_mapping(self, info: Info) -> JSON:
         """As it is stored."""
         return cast(JSON, await _legacy(info, self.id, "output_mapping") or {})
 
-    @strawberry.field(
-        description="Older batch form: how files become the input. Of an imported batch workflow as it was given, "
+    @derived(
+        "Older batch form: how files become the input. Of an imported batch workflow as it was given, "
         "else the `input_mapping` of each trigger by id."
     )
     async def input_mapping(self, info: Info) -> JSON:
@@ -255,16 +260,16 @@ class WorkflowVersion(Node):
             found = {each.id: each.input_mapping for each in (graph.definition.triggers if graph else ())}
         return cast(JSON, found)
 
-    @strawberry.field(
-        description="Older batch form: the workflow's own graph. Of an imported batch workflow as it was given, else "
+    @derived(
+        "Older batch form: the workflow's own graph. Of an imported batch workflow as it was given, else "
         "the definition."
     )
     async def workflow_config(self, info: Info) -> JSON:
         """Kept from an import, or derived."""
         return cast(JSON, await _legacy(info, self.id, "workflow_config") or await _document(info, self.id))
 
-    @strawberry.field(
-        description="Older batch form: settings by node. Of an imported batch workflow as it was given, else each "
+    @derived(
+        "Older batch form: settings by node. Of an imported batch workflow as it was given, else each "
         "node's parameters by id."
     )
     async def node_config(self, info: Info) -> JSON:
@@ -293,7 +298,7 @@ async def _legacy(info: Info, id: str, key: str) -> Any:
     return document.get(key)
 
 
-def version(row: Row[Any]) -> WorkflowVersion:
+def version(row: lists.Record) -> WorkflowVersion:
     """The row as the schema shows it."""
     return WorkflowVersion(
         id=strawberry.ID(row.id),
@@ -335,13 +340,13 @@ class Workflow(Node):
     viewer_can_run: bool = field(description="True when you may run it now.")
     current_version_id: strawberry.Private[str | None]
 
-    @strawberry.field(description="The version that new runs take.")
+    @derived("The version that new runs take.")
     async def current_version(self, info: Info) -> WorkflowVersion | None:
         """By loader."""
         row = await info.context.load.version.load(self.current_version_id) if self.current_version_id else None
         return None if row is None else version(row)
 
-    @strawberry.field(description="Its versions, the highest first.")
+    @derived("Its versions, the highest first.")
     async def versions(
         self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
     ) -> Connection[WorkflowVersion]:
@@ -353,7 +358,7 @@ class Workflow(Node):
             lists.VERSIONS, asked, page, version, lambda: load.version_count.load(Counted(self.id, lists.EVERY))
         )
 
-    @strawberry.field(description="Its runs, the newest first unless you say otherwise.")
+    @derived("Its runs, the newest first unless you say otherwise.")
     async def instances(
         self,
         info: Info,
@@ -383,7 +388,7 @@ class Workflow(Node):
 _EDITABLE = frozenset(states.WorkflowStatus) - {states.WorkflowStatus.ARCHIVED, states.WorkflowStatus.DELETED}
 
 
-def workflow(row: Row[Any], actor: Actor) -> Workflow:
+def workflow(row: lists.Record, actor: Actor) -> Workflow:
     """The row as the schema shows it."""
     status = states.WorkflowStatus(row.status)
     return Workflow(
@@ -449,16 +454,20 @@ class WorkflowWhere:
 class WorkflowOrder(Enum):
     """Order and direction."""
 
-    UPDATED_DESC = strawberry.enum_value("UPDATED_DESC", description="The one changed last first.")
-    UPDATED_ASC = strawberry.enum_value("UPDATED_ASC", description="The one not changed for longest first.")
-    CREATED_DESC = strawberry.enum_value("CREATED_DESC", description="The newest first.")
-    CREATED_ASC = strawberry.enum_value("CREATED_ASC", description="The oldest first.")
-    NAME_ASC = strawberry.enum_value("NAME_ASC", description="By name.")
-    NAME_DESC = strawberry.enum_value("NAME_DESC", description="By name, backwards.")
+    UPDATED_DESC = choice("UPDATED_DESC", "The one changed last first.")
+    UPDATED_ASC = choice("UPDATED_ASC", "The one not changed for longest first.")
+    CREATED_DESC = choice("CREATED_DESC", "The newest first.")
+    CREATED_ASC = choice("CREATED_ASC", "The oldest first.")
+    NAME_ASC = choice("NAME_ASC", "By name.")
+    NAME_DESC = choice("NAME_DESC", "By name, backwards.")
 
 
 _LISTED = lists.Compare(
-    "status", "in", tuple(s.value for s in states.WorkflowStatus if s not in {states.WorkflowStatus.HIDDEN, states.WorkflowStatus.DELETED})
+    "status",
+    "in",
+    tuple(
+        s.value for s in states.WorkflowStatus if s not in {states.WorkflowStatus.HIDDEN, states.WorkflowStatus.DELETED}
+    ),
 )
 
 
@@ -487,7 +496,9 @@ class WorkflowQuery:
         actor = caller(info)
         if (id is None) == (name is None):
             raise refuse("BAD_INPUT", "Give the workflow's `id` or its `name`.", "id")
-        found = id or await info.context.engine.database.read(lists.workflow_id, actor.project_id, name or "")
+        found: str | None = id or await info.context.engine.database.read(
+            lists.workflow_id, actor.project_id, name or ""
+        )
         row = await info.context.load.workflow.load(found) if found else None
         return None if row is None else workflow(row, actor)
 
@@ -499,9 +510,7 @@ class WorkflowQuery:
     async def workflows(
         self,
         info: Info,
-        where: Annotated[
-            WorkflowWhere | None, argument(name="where", description="Only those that match.")
-        ] = None,
+        where: Annotated[WorkflowWhere | None, argument(name="where", description="Only those that match.")] = None,
         order_by: Annotated[WorkflowOrder, argument(description="In which order.")] = WorkflowOrder.UPDATED_DESC,
         first: First = None,
         after: After = None,

@@ -30,13 +30,13 @@ TYPES = {name: kind for name, kind in SCHEMA._schema.type_map.items() if not nam
 OPEN = {"Query.viewer", "Query.health"}
 
 
-def test_the_export_is_up_to_date():
+def test_the_export_is_up_to_date() -> None:
     """schema.graphql is what the code says; `python -m graph.schema > schema.graphql` mends it."""
     assert (ROOT / "schema.graphql").read_text() == sdl()
 
 
 @pytest.mark.parametrize("root", ["Query", "Mutation", "Subscription"])
-def test_every_root_field_asks_for_a_permission(root: str):
+def test_every_root_field_asks_for_a_permission(root: str) -> None:
     """No root field was made without saying who may use it; only those listed here are open to strangers."""
     kind = SCHEMA.get_type_by_name(root)
     needed = {f"{root}.{field.name}": field.metadata.get("permission") for field in kind.fields}  # type: ignore[union-attr]
@@ -58,12 +58,12 @@ def described() -> Iterator[tuple[str, str | None]]:
                     yield f"{name}.{field_name}({argument})", about.description
 
 
-def test_everything_is_described():
+def test_everything_is_described() -> None:
     """Every type, field and argument has a description."""
     assert [name for name, text in described() if not text and name not in {"Subscription"}] == []
 
 
-def test_every_mutation_takes_one_input_and_answers_a_union():
+def test_every_mutation_takes_one_input_and_answers_a_union() -> None:
     """`xY(input: XYInput!): XYResult!`, a union of its payload and refusals, all of which are UserErrors."""
     for name, field in SCHEMA._schema.mutation_type.fields.items():  # type: ignore[union-attr]
         pascal = name[0].upper() + name[1:]
@@ -77,7 +77,7 @@ def test_every_mutation_takes_one_input_and_answers_a_union():
         assert all("UserError" in {i.name for i in refusal.interfaces} for refusal in refusals)
 
 
-def test_fields_of_one_name_agree():
+def test_fields_of_one_name_agree() -> None:
     """Types that can stand in one place give fields of one name one type, so that a client can ask for all at once."""
     groups: dict[str, list[GraphQLObjectType]] = defaultdict(list)
     for name, kind in TYPES.items():
@@ -97,12 +97,12 @@ def test_fields_of_one_name_agree():
     assert clashes == []
 
 
-def test_every_kind_of_event_has_a_type():
+def test_every_kind_of_event_has_a_type() -> None:
     """A new event in flow.events needs its type here."""
     assert set(KINDS) == set(EVENT_TYPES.values())
 
 
-def test_names_suit_code_generators():
+def test_names_suit_code_generators() -> None:
     """No enum value, field or argument has a name that typed clients stumble over."""
     for name, kind in TYPES.items():
         if isinstance(kind, GraphQLEnumType):
@@ -112,7 +112,7 @@ def test_names_suit_code_generators():
                 assert not {"self", "info", "None"} & set(field.args), name
 
 
-def test_defaults_are_scalars():
+def test_defaults_are_scalars() -> None:
     """Generators can't write an object as a default, and `= null` says nothing."""
     assert "= {" not in sdl()
     assert "= null" not in sdl()

@@ -11,12 +11,14 @@ Every function is scoped to one project; rows are plain tuples with names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Integer,
     Row,
     Select,
     and_,
@@ -26,19 +28,21 @@ from sqlalchemy import (
     false,
     func,
     literal,
-    literal_column,
     not_,
     or_,
     select,
+    true,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from db.base import Instant
 from db.models import Artifact, EventRow, Instance, NodeExecution, Project, Workflow, WorkflowVersion
 from flow import events as e
 
 Op: TypeAlias = Literal["eq", "in", "contains", "gte", "lte"]
-Rows: TypeAlias = Sequence[Row[Any]]
+Record: TypeAlias = Row[Any]
+Rows: TypeAlias = Sequence[Record]
 
 
 class Compare(msgspec.Struct, frozen=True):
@@ -131,7 +135,7 @@ def count(connection: Connection, listing: Listing, project_id: str, where: Filt
 def pages(
     connection: Connection, listing: Listing, parents: Sequence[str], where: Filter, part: Slice
 ) -> dict[str, Page]:
-    """One page for each of many parents, in one statement: the nodes of 100 instances, the versions of 50 workflows."""
+    """One page for each of many parents, in one statement."""
     if len(parents) == 1:
         query = _nested(connection, listing, parents, where, part).limit(part.limit + 1)
         return {parents[0]: _page(connection.execute(query).all(), part)}
@@ -142,7 +146,7 @@ def pages(
     numbered = _nested(connection, listing, parents, where, part).order_by(None).add_columns(place.label("place"))
     inner = numbered.subquery()
     query = select(inner).where(inner.c.place <= part.limit + 1).order_by(inner.c.place)
-    found: dict[str, list[Row[Any]]] = {parent: [] for parent in parents}
+    found: dict[str, list[Record]] = {parent: [] for parent in parents}
     parent_at = [column.key for column in listing.columns].index(listing.parent.key)
     for row in connection.execute(query):
         found[row[parent_at]].append(row)
@@ -159,16 +163,24 @@ def counts(connection: Connection, listing: Listing, parents: Sequence[str], whe
     return dict.fromkeys(parents, 0) | {parent: int(number) for parent, number in connection.execute(query)}
 
 
-def key(listing: Listing, order: str, row: Row[Any]) -> Key:
+def key(listing: Listing, order: str, row: Record) -> Key:
     """The row's place in that order."""
     return tuple(getattr(row, column.key) for column in listing.orders[order])
+
+
+def key_types(listing: Listing, order: str) -> tuple[type[datetime] | type[int] | type[str], ...]:
+    """What each part of a key in that order is."""
+    return tuple(
+        datetime if isinstance(column.type, Instant) else int if isinstance(column.type, Integer) else str
+        for column in listing.orders[order]
+    )
 
 
 def condition(connection: Connection, listing: Listing, where: Filter) -> ColumnElement[bool]:
     """The filter as SQL. Raises KeyError for a field that the listing does not offer."""
     match where:
         case All(parts):
-            return and_(literal_column("1") == literal_column("1"), *(condition(connection, listing, p) for p in parts))
+            return and_(true(), *(condition(connection, listing, part) for part in parts))
         case Either(parts):
             return or_(false(), *(condition(connection, listing, part) for part in parts))
         case Not(part):
@@ -291,13 +303,13 @@ NODES = Listing(
 )  # fmt: skip
 
 
-def instances(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Row[Any]]:
+def instances(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Record]:
     """Those of the instances that exist in the project."""
     query = select(*INSTANCES.columns).where(Instance.project_id == project_id, Instance.id.in_(ids))
     return {row.id: row for row in connection.execute(query)}
 
 
-def workflows(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Row[Any]]:
+def workflows(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Record]:
     """Those of the workflows that exist in the project."""
     query = select(*WORKFLOWS.columns).where(Workflow.project_id == project_id, Workflow.id.in_(ids))
     return {row.id: row for row in connection.execute(query)}
@@ -309,7 +321,7 @@ def workflow_id(connection: Connection, project_id: str, name: str) -> str | Non
     return connection.execute(query).scalar_one_or_none()
 
 
-def versions(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Row[Any]]:
+def versions(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Record]:
     """Those of the versions that exist in the project, without their definitions."""
     query = select(*VERSIONS.columns).where(WorkflowVersion.project_id == project_id, WorkflowVersion.id.in_(ids))
     return {row.id: row for row in connection.execute(query)}
@@ -341,7 +353,7 @@ def definitions(connection: Connection, project_id: str, ids: Sequence[str]) -> 
     return {row.id: row.definition for row in connection.execute(query)}
 
 
-def nodes(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
+def nodes(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:
     """The node executions of these (instance, path) that exist."""
     query = select(*NODES.columns).where(tuple_(NodeExecution.instance_id, NodeExecution.path).in_(keys))
     return {(row.instance_id, row.path): row for row in connection.execute(query)}
@@ -371,7 +383,7 @@ def outputs(connection: Connection, ids: Sequence[str]) -> dict[str, Rows]:
         NodeExecution.started_seq,
         NodeExecution.last_seq,
     ).where(NodeExecution.instance_id.in_(ids))
-    found: dict[str, list[Row[Any]]] = {id: [] for id in ids}
+    found: dict[str, list[Record]] = {id: [] for id in ids}
     for row in connection.execute(query):
         found[row.instance_id].append(row)
     return {id: tuple(rows) for id, rows in found.items()}
@@ -422,11 +434,10 @@ def events(
     return found
 
 
-def artifacts(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Row[Any]]:
+def artifacts(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Record]:
     """Those of the artifacts that exist in the project."""
-    query = select(Artifact.id, Artifact.sha256, Artifact.size, Artifact.media_type).where(
-        Artifact.project_id == project_id, Artifact.id.in_(ids)
-    )
+    columns: tuple[Any, ...] = (Artifact.id, Artifact.sha256, Artifact.size, Artifact.media_type)
+    query = select(*columns).where(Artifact.project_id == project_id, Artifact.id.in_(ids))
     return {row.id: row for row in connection.execute(query)}
 
 
@@ -471,7 +482,7 @@ def changes(connection: Connection, project_id: str, where: Filter, after: int, 
         .order_by(Instance.change_seq, Instance.id)
         .limit(limit + 1)
     )
-    rows = connection.execute(query).all()
+    rows: Rows = connection.execute(query).all()  # type: ignore[assignment]
     reached = up_to
     if len(rows) > limit:
         # Several rows can't share a change_seq, so the cut never falls inside one.

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphql import ExecutionResult, execute, parse, subscribe, validate
+from graphql import ExecutionResult, GraphQLError, execute, parse, subscribe, validate
 from sqlalchemy import Engine as SqlEngine
 from sqlalchemy import event
 
 from engine.access import LOCAL, Actor
 from engine.engine import Engine
+from flow.errors import WorkflowError
 from graph.context import Context
 from graph.schema import build_schema
 from tests.engine.conftest import engine_on
@@ -65,7 +66,7 @@ class Asker:
             assert source.errors
             cause: Any = source.errors[0].original_error
         else:
-            with pytest.raises(Exception) as caught:
+            with pytest.raises((GraphQLError, WorkflowError)) as caught:
                 await anext(aiter(source))
             cause = caught.value
         return str(getattr(getattr(cause, "original_error", None) or cause, "code", cause))
@@ -95,7 +96,7 @@ class Asker:
             source = await source  # type: ignore[misc]
         assert not isinstance(source, ExecutionResult), source.errors
         try:
-            async for item in source:  # type: ignore[union-attr]
+            async for item in source:
                 assert not item.errors, [error.original_error or error for error in item.errors]
                 yield item.data
         finally:

@@ -26,7 +26,7 @@ async def start(ask: Asker, **input: Any) -> dict[str, Any]:
     return dict((await ask(START, input=input))["instanceStart"])
 
 
-async def test_a_run_is_started_and_waited_for(ask: Asker):
+async def test_a_run_is_started_and_waited_for(ask: Asker) -> None:
     """instanceStart with `wait` answers with the finished run."""
     await ask.engine.workflows.create(LOCAL, chain("core/noop", "core/noop"))
     answer = await start(ask, workflow={"name": "test"}, input={"x": 1}, wait="PT10S")
@@ -37,7 +37,7 @@ async def test_a_run_is_started_and_waited_for(ask: Asker):
     assert answer["changeSeq"] > 0
 
 
-async def test_the_same_key_starts_one_run(ask: Asker):
+async def test_the_same_key_starts_one_run(ask: Asker) -> None:
     """A second start with the same idempotency key gives the first one's instance."""
     await ask.engine.workflows.create(LOCAL, chain("core/noop"))
     first, second = [await start(ask, workflow={"name": "test"}, idempotencyKey="k", wait="10s") for _ in range(2)]
@@ -45,7 +45,7 @@ async def test_the_same_key_starts_one_run(ask: Asker):
     assert (first["created"], second["created"]) == (True, False)
 
 
-async def test_a_version_is_run_by_its_id(ask: Asker):
+async def test_a_version_is_run_by_its_id(ask: Asker) -> None:
     """`workflow: {version}` runs exactly that version, without naming the workflow."""
     created = await ask.engine.workflows.create(LOCAL, chain("core/noop"))
     answer = await start(ask, workflow={"version": created.version_id}, wait="10s")
@@ -63,7 +63,7 @@ async def test_a_version_is_run_by_its_id(ask: Asker):
         ({"workflow": {"name": "drafted"}}, "Conflict"),
     ],
 )
-async def test_a_refused_start_says_why(ask: Asker, input: dict[str, Any], kind: str):
+async def test_a_refused_start_says_why(ask: Asker, input: dict[str, Any], kind: str) -> None:
     """What can't be started is a result with a code, never a top-level error."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
     await ask.engine.workflows.create(LOCAL, chain("core/noop") | {"input_schema": schema})
@@ -73,7 +73,7 @@ async def test_a_refused_start_says_why(ask: Asker, input: dict[str, Any], kind:
     assert answer["message"]
 
 
-async def test_who_may_only_look_may_not_start(ask: Asker):
+async def test_who_may_only_look_may_not_start(ask: Asker) -> None:
     """A missing permission is a PermissionDenied result of a mutation; a stranger is told to sign in."""
     viewer = Actor("usr-x", "x", LOCAL.project_id, ROLES["viewer"])
     answer = await start(ask.as_(viewer), workflow={"name": "test"})
@@ -81,7 +81,7 @@ async def test_who_may_only_look_may_not_start(ask: Asker):
     assert await ask.as_(None).code("{ instances { nodes { id } } }") == "UNAUTHENTICATED"
 
 
-async def test_everything_about_a_run(ask: Asker):
+async def test_everything_about_a_run(ask: Asker) -> None:
     """An instance shows its workflow, version, trigger, nodes with derived inputs, and events."""
     id = await started(
         ask.engine,
@@ -130,7 +130,7 @@ async def test_everything_about_a_run(ask: Asker):
     assert node == {"__typename": "NodeExecution", "id": b["id"]}
 
 
-async def test_lists_page_by_key_and_filter(ask: Asker):
+async def test_lists_page_by_key_and_filter(ask: Asker) -> None:
     """Pages join without gap or duplicate in both directions, and filters combine."""
     ids = [await started(ask.engine, chain("core/noop"), priority=1 + n % 3) for n in range(7)]
     for id in ids:
@@ -173,12 +173,12 @@ async def test_lists_page_by_key_and_filter(ask: Asker):
         ("where: {" + "not: {" * 9 + "}" * 9 + "}", "BAD_FILTER"),
     ],
 )
-async def test_bad_arguments_are_named(ask: Asker, arguments: str, code: str):
+async def test_bad_arguments_are_named(ask: Asker, arguments: str, code: str) -> None:
     """A junk cursor, a page out of bounds, a filter too deep: each is a refusal with its own code."""
     assert await ask.code(f"{{ instances({arguments}) {{ nodes {{ id }} }} }}") == code
 
 
-async def test_a_cursor_of_another_order_is_refused(ask: Asker):
+async def test_a_cursor_of_another_order_is_refused(ask: Asker) -> None:
     """A cursor belongs to the order that it came from."""
     await history(ask.engine, await started(ask.engine, chain("core/noop")))
     cursor = (await ask("{ instances { pageInfo { endCursor } } }"))["instances"]["pageInfo"]["endCursor"]
@@ -186,7 +186,7 @@ async def test_a_cursor_of_another_order_is_refused(ask: Asker):
     assert await ask.code(text, a=cursor) == "BAD_CURSOR"
 
 
-async def test_a_page_costs_a_constant_number_of_statements(ask: Asker):
+async def test_a_page_costs_a_constant_number_of_statements(ask: Asker) -> None:
     """Workflow, version, nodes with inputs, logs and events of a page are read together, however long the page is."""
     text = """
       query($n: Int) { instances(first: $n) { totalCount nodes {
@@ -205,7 +205,7 @@ async def test_a_page_costs_a_constant_number_of_statements(ask: Asker):
     assert counts[0] == counts[1], counts
 
 
-async def test_cancelling_stops_a_run_once(ask: Asker):
+async def test_cancelling_stops_a_run_once(ask: Asker) -> None:
     """instanceCancel ends a running instance; cancelling what has ended is a Conflict, what isn't there NotFound."""
     cancel = """
       mutation($id: ID!) { instanceCancel(input: {id: $id, reason: "enough"}) {
@@ -224,7 +224,7 @@ async def test_cancelling_stops_a_run_once(ask: Asker):
     assert (await ask(cancel, id="inst-none"))["instanceCancel"]["__typename"] == "NotFound"
 
 
-async def test_another_projects_runs_are_not_there(ask: Asker):
+async def test_another_projects_runs_are_not_there(ask: Asker) -> None:
     """By id, in lists, as nodes or streams: what belongs to another project does not exist."""
     id = await started(ask.engine, chain("core/noop"))
     await history(ask.engine, id)

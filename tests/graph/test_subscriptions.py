@@ -20,10 +20,13 @@ async def collect(ask: Asker, text: str, **variables: Any) -> list[Any]:
         return [next(iter(data.values())) async for data in stream]
 
 
-async def test_events_are_the_same_for_everybody(ask: Asker):
+async def test_events_are_the_same_for_everybody(ask: Asker) -> None:
     """Who watches from the start, comes late, or resumes sees each event once, in order; then the stream completes."""
     entered, go = gate("watched")
-    nodes = [{"id": "a", "type": "test/gate", "parameters": {"gate": "watched"}}, {"id": "b", "type": "core/noop"}]
+    nodes: list[dict[str, Any]] = [
+        {"id": "a", "type": "test/gate", "parameters": {"gate": "watched"}},
+        {"id": "b", "type": "core/noop"},
+    ]
     id = await started(ask.engine, document(nodes, [{"source": "a", "target": "b"}]))
     early = asyncio.create_task(collect(ask, EVENTS, id=id, after=0))
     await entered.wait()
@@ -38,9 +41,9 @@ async def test_events_are_the_same_for_everybody(ask: Asker):
     assert await collect(ask, EVENTS, id=id, after=len(seen)) == []
 
 
-async def test_every_kind_of_event_is_typed(ask: Asker):
+async def test_every_kind_of_event_is_typed(ask: Asker) -> None:
     """Fields of all kinds can be asked for at once, and `data` is the whole event."""
-    nodes = [
+    nodes: list[dict[str, Any]] = [
         {"id": "talk", "type": "test/talk", "parameters": {"lines": 1}},
         {"id": "fail", "type": "core/fail", "parameters": {"message": "no"}, "fail_on_error": False},
         {"id": "after", "type": "core/noop"},
@@ -71,7 +74,7 @@ async def test_every_kind_of_event_is_typed(ask: Asker):
     }  # fmt: skip
 
 
-async def test_an_instance_is_shown_at_once_and_at_its_end(ask: Asker):
+async def test_an_instance_is_shown_at_once_and_at_its_end(ask: Asker) -> None:
     """instanceUpdated begins with the present and ends with the terminal state; a finished run is shown once."""
     entered, go = gate("updated")
     id = await started(ask.engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "updated"}}]))
@@ -86,11 +89,13 @@ async def test_an_instance_is_shown_at_once_and_at_its_end(ask: Asker):
     assert await collect(ask, text, id=id) == [last]
 
 
-async def test_nodes_are_followed_and_resumed(ask: Asker):
+async def test_nodes_are_followed_and_resumed(ask: Asker) -> None:
     """nodeExecutionUpdated shows each node in its last state; resuming after its lastSeq shows only what is newer."""
     id = await started(ask.engine, chain("core/noop", "core/noop", "core/noop"))
     text = """
-      subscription($id: ID!, $after: Int!) { nodeExecutionUpdated(instance: $id, after: $after) { path status lastSeq } }
+      subscription($id: ID!, $after: Int!) { nodeExecutionUpdated(instance: $id, after: $after) {
+        path status lastSeq
+      } }
     """
     seen = await collect(ask, text, id=id, after=0)
     assert {node["path"]: node["status"] for node in seen} == dict.fromkeys(("n1", "n2", "n3"), "COMPLETED")
@@ -99,12 +104,14 @@ async def test_nodes_are_followed_and_resumed(ask: Asker):
     assert [node["path"] for node in await collect(ask, text, id=id, after=second)] == ["n3"]
 
 
-async def test_a_nodes_log_is_followed_and_resumed(ask: Asker):
+async def test_a_nodes_log_is_followed_and_resumed(ask: Asker) -> None:
     """nodeLogs gives the lines of one node, each once."""
     nodes = [{"id": name, "type": "test/talk", "parameters": {"lines": 3}} for name in ("a", "b")]
     id = await started(ask.engine, document(nodes))
     text = """
-      subscription($id: ID!, $after: Int!) { nodeLogs(instance: $id, node: "b", after: $after) { seq nodePath message } }
+      subscription($id: ID!, $after: Int!) { nodeLogs(instance: $id, node: "b", after: $after) {
+        seq nodePath message
+      } }
     """
     lines = await collect(ask, text, id=id, after=0)
     assert [line["message"] for line in lines] == ["line 0", "line 1", "line 2"]
@@ -118,7 +125,7 @@ CHANGES = """
 """
 
 
-async def test_a_live_list_is_a_snapshot_and_what_follows(ask: Asker):
+async def test_a_live_list_is_a_snapshot_and_what_follows(ask: Asker) -> None:
     """First what there is; then new runs are added, older ones updated, and what no longer matches is removed."""
     old = await started(ask.engine, chain("core/noop"))
     await history(ask.engine, old)
@@ -152,7 +159,7 @@ async def test_a_live_list_is_a_snapshot_and_what_follows(ask: Asker):
         assert batch["updated"] == [{"id": new, "status": "COMPLETED"}]
 
 
-async def test_a_stream_of_what_is_not_there_is_refused(ask: Asker):
+async def test_a_stream_of_what_is_not_there_is_refused(ask: Asker) -> None:
     """An unknown instance is NOT_FOUND, a negative cursor BAD_CURSOR, for every stream."""
     for text in (
         'subscription { instanceEvents(id: "inst-x") { seq } }',
@@ -167,7 +174,7 @@ async def test_a_stream_of_what_is_not_there_is_refused(ask: Asker):
     assert await ask.as_(None).refusal(CHANGES) == "UNAUTHENTICATED"
 
 
-async def test_changes_in_small_windows_lose_nothing(ask: Asker):
+async def test_changes_in_small_windows_lose_nothing(ask: Asker) -> None:
     """More changes than fit one batch come in several, each run once."""
     from db.store import lists
 
