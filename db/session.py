@@ -106,7 +106,7 @@ class SqliteDatabase(Database):
                 self._writing = self._write_engine.connect()
             with self._writing.begin():
                 return change(self._writing, *args, **kwargs)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             if (refusal := _refusal(error)) is not None:
                 self._forget_connection()
                 raise refusal from error
@@ -174,17 +174,17 @@ def _transaction(engine: Engine, work: Callable[..., T], args: tuple[Any, ...], 
     try:
         with engine.begin() as connection:
             return work(connection, *args, **kwargs)
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error) as error:
         if (refusal := _refusal(error)) is not None:
             raise refusal from error
         raise
 
 
-def _refusal(error: DBAPIError) -> StorageUnavailable | None:
+def _refusal(error: DBAPIError | sqlite3.Error) -> StorageUnavailable | None:
     """What SQLite's error means to a caller; None for one that is our own fault."""
-    if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(
-        error.orig, sqlite3.IntegrityError | sqlite3.ProgrammingError
-    ):
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    ours = sqlite3.IntegrityError | sqlite3.ProgrammingError
+    if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, ours):
         return unavailable(error)
     return None
 

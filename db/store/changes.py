@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, select
 
 from db.models import Project
+from db.store import bulk
 from flow.errors import NotFound
 
-# Built once: SQLAlchemy takes longer to build this statement than SQLite to run it.
-_TAKE = (
-    update(Project.__table__)  # type: ignore[arg-type]
-    .where(Project.id == bindparam("id_"))
-    .values(change_seq=Project.change_seq + bindparam("n"))
-    .returning(Project.change_seq)
-)
+_TAKE = "UPDATE projects SET change_seq = change_seq + $1 WHERE id = $2 RETURNING change_seq"
 
 
 def take(conn: Connection, project_id: str, n: int = 1) -> int:
@@ -25,10 +20,10 @@ def take(conn: Connection, project_id: str, n: int = 1) -> int:
     read after this call in the same transaction can't be changed by another writer of the project.
     Raises NotFound if there is no such project.
     """
-    last = conn.execute(_TAKE, {"id_": project_id, "n": n}).scalar_one_or_none()
-    if last is None:
+    rows = bulk.execute(conn, _TAKE, (n, project_id))
+    if not rows:
         raise NotFound("project", project_id)
-    return int(last) - n + 1
+    return int(rows[0][0]) - n + 1
 
 
 def hold(conn: Connection, project_ids: Iterable[str]) -> None:
