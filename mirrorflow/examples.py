@@ -26,8 +26,8 @@ FOLDER = Path(__file__).parents[1] / "examples"
 PHOTO_PIPELINE = "nas-photo-processing"
 QUERY = """
 {
-  instances(first: 3, where: {status: {eq: COMPLETED}}) {
-    nodes { workflow { name } input output duration nodeExecutions { nodes { nodeId status duration } } }
+  instances(first: 1, orderBy: CREATED_ASC) {
+    nodes { status input output nodeExecutions { nodes { nodeId status duration } } }
   }
 }
 """

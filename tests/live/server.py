@@ -1,7 +1,7 @@
 """A real ``mirrorflow serve`` in a process of its own, for tests and benchmarks.
 
     async with Server(tmp_path) as server:
-        data = await server.graphql("{ viewer { user { name } } }")
+        data = await server.graphql("{ viewer { name } }")
         async for payload in server.subscribe("subscription ($id: ID!) { … }", {"id": id}):
             …
         server.kill()            # SIGKILL to the whole process group
