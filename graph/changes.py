@@ -16,7 +16,8 @@ from graph.definitions import DefinitionInput
 from graph.objects import choice
 from graph.results import Conflict, NotFound, PermissionDenied, ValidationFailed
 from graph.scalars import BigInt, SemVer
-from graph.workflows import Workflow, WorkflowVersion
+from graph.versions import WorkflowVersion
+from graph.workflows import Workflow
 
 # ---- inputs ---------------------------------------------------------------------------------------------------
 

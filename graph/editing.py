@@ -16,7 +16,8 @@ from graph import changes as c
 from graph.definitions import document
 from graph.permissions import Info, caller, mutation
 from graph.scalars import BigInt
-from graph.workflows import Workflow, version, workflow
+from graph.versions import version
+from graph.workflows import Workflow, workflow
 
 WRITE = Permission.WORKFLOW_WRITE
 Step = TypeVar("Step", bound=c.StepPayload)

@@ -15,7 +15,6 @@ from flow import errors, states
 from flow import events as e
 from flow.states import InstanceStatus
 from graph.events import InstanceEvent, event
-from graph.execution import extend_deadline
 from graph.loaders import Counted, Events, Part
 from graph.nodes import NodeExecution, NodeExecutionWhere, duration, execution
 from graph.objects import (
@@ -41,14 +40,13 @@ from graph.paging import (
     part,
     where,
 )
-from graph.permissions import Info, caller, mutation, query
-from graph.results import Conflict, NotFound, PermissionDenied, QuotaExceeded, ValidationFailed
+from graph.permissions import Info, caller, query
 from graph.scalars import JSON, BigInt
 
 if TYPE_CHECKING:
-    from graph.workflows import Workflow, WorkflowVersion
+    from graph.versions import WorkflowVersion
+    from graph.workflows import Workflow
 
-LONGEST_WAIT = timedelta(seconds=60)
 MOST_EVENTS = 500
 
 
@@ -118,9 +116,9 @@ class Instance(Node):
         return workflow(row, caller(info))
 
     @derived("The version that it is pinned to.")
-    async def version(self, info: Info) -> Annotated[WorkflowVersion, strawberry.lazy("graph.workflows")]:
+    async def version(self, info: Info) -> Annotated[WorkflowVersion, strawberry.lazy("graph.versions")]:
         """By loader."""
-        from graph.workflows import version
+        from graph.versions import version
 
         row = await info.context.load.version.load(self.version_id)
         if row is None:
@@ -326,141 +324,3 @@ class InstanceQuery:
             lambda row: instance(row, actor),
             lambda: db.read(lists.count, lists.INSTANCES, actor.project_id, wanted),
         )
-
-
-# ---- starting and cancelling ----------------------------------------------------------------------------------
-
-
-@strawberry.input(description="A name and value to put on the instance, to find it by.")
-class LabelInput:
-    """One pair."""
-
-    name: str = field(description="The label's name.")
-    value: str = field(description="The label's value.")
-
-
-@strawberry.input(one_of=True, description="Which workflow to run: exactly one of these.")
-class WorkflowRef:
-    """By id, name or version."""
-
-    id: strawberry.ID | None = field(default=UNSET, description="The workflow's id: its current version runs.")
-    name: str | None = field(default=UNSET, description="The workflow's name: its current version runs.")
-    version: strawberry.ID | None = field(default=UNSET, description="A version's id: exactly that one runs.")
-
-
-@strawberry.input(description="What to run, and how.")
-class InstanceStartInput:
-    """See ``engine.instances``."""
-
-    workflow: WorkflowRef = field(description="Which workflow to run.")
-    input: JSON | None = field(default=None, description="The run's input; it must fit the version's `input_schema`.")
-    priority: int = field(default=5, description="From 1 (low) to 10 (urgent).")
-    timeout: timedelta | None = field(default=None, description="How long the whole run may take.")
-    queue_timeout: timedelta | None = field(
-        default=None, description="How long it may wait for its first node to begin."
-    )
-    idempotency_key: str | None = field(
-        default=None, description="Starting again with the same key gives the instance that exists, never a second one."
-    )
-    labels: list[LabelInput] | None = field(default=None, description="What to put on it, to find it by.")
-    wait: timedelta | None = field(
-        default=None, description="Answer when the run has ended, or after this long: 60 seconds at most."
-    )
-
-
-@strawberry.type(description="The instance was started, or is the one that the key had started before.")
-class InstanceStartPayload:
-    """What was started."""
-
-    instance: Instance = field(description="The instance.")
-    created: bool = field(description="False if the idempotency key had been used: nothing new was started.")
-    change_seq: BigInt = field(description="Your stream has caught up when it is here.")
-
-
-@strawberry.input(description="Which instance to cancel.")
-class InstanceCancelInput:
-    """See ``engine.instances``."""
-
-    id: strawberry.ID = field(description="The instance's id.")
-    reason: str | None = field(default=None, description="Why, for whoever looks at its history.")
-
-
-@strawberry.type(description="The request is recorded. The instance is CANCELED when its nodes have stopped.")
-class InstanceCancelPayload:
-    """What is being cancelled."""
-
-    instance: Instance = field(description="The instance.")
-    change_seq: BigInt = field(description="Your stream has caught up when it is here.")
-
-
-InstanceStartResult = Annotated[
-    InstanceStartPayload | ValidationFailed | NotFound | Conflict | PermissionDenied | QuotaExceeded,
-    strawberry.union("InstanceStartResult", description="A started instance, or why there is none."),
-]
-InstanceCancelResult = Annotated[
-    InstanceCancelPayload | ValidationFailed | NotFound | Conflict | PermissionDenied,
-    strawberry.union("InstanceCancelResult", description="A cancelled instance, or why it is not."),
-]
-
-
-@strawberry.type
-class InstanceMutation:
-    """What can be done with runs."""
-
-    @mutation(Permission.INSTANCE_RUN, "Run a workflow.")
-    async def instance_start(
-        self, info: Info, input: Annotated[InstanceStartInput, argument(description="What to run, and how.")]
-    ) -> InstanceStartResult:
-        """Starts, and waits if asked to."""
-        actor, engine = caller(info), info.context.engine
-        if input.wait is not None and input.wait > LONGEST_WAIT:
-            message = "`wait` can be 60 seconds at most; use a subscription to wait longer."
-            raise errors.Invalid([errors.Problem("/wait", "OUT_OF_RANGE", message)], path=("wait",))
-        workflow_id, version_id = _given(input.workflow.id), _given(input.workflow.version)
-        if version_id is not None:
-            version = await info.context.load.version.load(version_id)
-            if version is None:
-                raise errors.NotFound("workflow version", version_id, path=("input", "workflow", "version"))
-            workflow_id = version.workflow_id
-        started = await engine.instances.start(
-            actor,
-            workflow_id=workflow_id,
-            workflow_name=_given(input.workflow.name),
-            version_id=version_id,
-            input=input.input,
-            trigger=e.Trigger(type="api"),
-            priority=input.priority,
-            timeout=input.timeout,
-            queue_timeout=input.queue_timeout,
-            idempotency_key=input.idempotency_key,
-            labels={label.name: label.value for label in input.labels or ()},
-        )
-        if input.wait is not None:
-            extend_deadline(input.wait.total_seconds() + 5)
-            await engine.instances.wait(actor, started.instance_id, input.wait)
-        return InstanceStartPayload(
-            instance=await _reread(info, started.instance_id),
-            created=started.created,
-            change_seq=BigInt(started.change_seq),
-        )
-
-    @mutation(Permission.INSTANCE_RUN, "Cancel a run: its nodes are stopped, then it is CANCELED. Twice is once.")
-    async def instance_cancel(
-        self, info: Info, input: Annotated[InstanceCancelInput, argument(description="Which one, and why.")]
-    ) -> InstanceCancelResult:
-        """Asks the holder to stop."""
-        change_seq = await info.context.engine.instances.cancel(caller(info), input.id, input.reason)
-        return InstanceCancelPayload(instance=await _reread(info, input.id), change_seq=BigInt(change_seq))
-
-
-def _given(value: str | None) -> str | None:
-    return None if value is UNSET else value
-
-
-async def _reread(info: Info, id: str) -> Instance:
-    """The instance as it is now."""
-    info.context.refresh()
-    row = await info.context.load.instance.load(id)
-    if row is None:
-        raise errors.NotFound("instance", id)
-    return instance(row, caller(info))

@@ -23,9 +23,10 @@ from strawberry.schema.config import StrawberryConfig
 from graph.definitions import DefinitionQuery
 from graph.editing import WorkflowMutation
 from graph.events import KINDS
-from graph.instances import InstanceMutation, InstanceQuery
+from graph.instances import InstanceQuery
 from graph.scalars import SCALARS
 from graph.server import ServerQuery
+from graph.starting import InstanceMutation
 from graph.subscriptions import Subscription
 from graph.workflows import WorkflowQuery
 

@@ -17,7 +17,8 @@ from graph.nodes import NodeType, execution, node_type, split_id
 from graph.objects import Node, choice
 from graph.paging import refuse
 from graph.permissions import PUBLIC, SIGNED_IN, Info, caller, query
-from graph.workflows import version, workflow
+from graph.versions import version
+from graph.workflows import workflow
 
 MOST_NODES = 100
 

@@ -233,7 +233,7 @@ def _bounds(listing: Listing, part: Slice) -> Iterable[ColumnElement[bool]]:
 def _tags(dialect: str, compare: Compare) -> ColumnElement[bool]:
     """``tags`` contains: one of the workflow's tags is exactly this."""
     if dialect == "postgresql":
-        return cast(Workflow.tags, JSONB).op("@>")(literal([compare.value], JSONB))
+        return cast(Workflow.tags, JSONB).bool_op("@>")(literal([compare.value], JSONB))
     each = func.json_each(Workflow.tags).table_valued("value")
     return exists(select(1).select_from(each).where(each.c.value == compare.value))
 
@@ -242,7 +242,7 @@ def _label(dialect: str, compare: Compare) -> ColumnElement[bool]:
     """``label`` eq (name, value): the instance carries this label."""
     name, value = compare.value
     if dialect == "postgresql":
-        return cast(Instance.labels, JSONB).op("@>")(literal({name: value}, JSONB))
+        return cast(Instance.labels, JSONB).bool_op("@>")(literal({name: value}, JSONB))
     each = func.json_each(func.coalesce(Instance.labels, "{}")).table_valued("key", "value")
     return exists(select(1).select_from(each).where(each.c.key == name, each.c.value == value))
 
@@ -294,7 +294,8 @@ VERSIONS = Listing(
 NODES = Listing(
     columns=(
         _N.instance_id, _N.path, _N.ordinal, _N.node_id, _N.node_type, _N.status, _N.skip_reason, _N.attempt,
-        _N.started_at, _N.completed_at, _N.due_at, _N.started_seq, _N.output, _N.output_artifact, _N.error, _N.progress, _N.usage,
+        _N.started_at, _N.completed_at, _N.due_at, _N.started_seq, _N.output,
+        _N.output_artifact, _N.error, _N.progress, _N.usage,
         _N.worker, _N.last_seq,
     ),
     fields={"node_id": _N.node_id, "path": _N.path, "status": _N.status, "node_type": _N.node_type},

@@ -65,7 +65,8 @@ async def test_a_workflow_is_made_changed_and_restored(ask: Asker) -> None:
         query($id: ID!, $first: ID!, $last: ID!) {
           workflow(id: $id) {
             currentVersion { version parent { version } nodes { id type join retry { max base } timeout }
-              edges { source } triggers { id type } definition inputMapping nodeConfig workflowConfig outputMapping parameters scenario }
+              edges { source } triggers { id type }
+              definition inputMapping nodeConfig workflowConfig outputMapping parameters scenario }
             versions(first: 2) { totalCount nodes { version } pageInfo { hasNextPage endCursor } }
           }
           workflowDiff(from: $first, to: $last) { identical }
