@@ -95,21 +95,6 @@ def _check_text(text: str) -> None:
         raise ValueError("A text holds half of a character (a lone surrogate): it is not valid Unicode.") from None
 
 
-def text(value: object) -> str:
-    """A text that every database can keep. Raises ValueError."""
-    if not isinstance(value, str):
-        raise ValueError("Expected a text.")
-    _check_text(value)
-    return value
-
-
-def identifier(value: object) -> str:
-    """An id, which is a text (a whole number is read as one)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return text(value)
-
-
 def big_int(value: object) -> int:
     """A whole number up to 2^53. Raises ValueError."""
     if isinstance(value, float) and value.is_integer():
