@@ -10,6 +10,8 @@ GRAPHIQL := $(shell cat web/graphiql/package*.json 2>/dev/null | cksum | tr ' ' 
 RUN_STAMP = .stamps/run-$(WORLD)
 TEST_STAMP = .stamps/test-$(WORLD)
 GRAPHIQL_STAMP = .stamps/graphiql-$(GRAPHIQL)
+# Where the environment forbids bytecode, every start would compile a hundred thousand lines again: seconds.
+export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
 help:  ## this list
@@ -60,6 +62,7 @@ $(RUN_STAMP):
 	@sh tools/venv.sh $(VENV)
 	@echo "Installing Mirrorflow into $(VENV) (once; a minute or two) …"
 	@$(INSTALL) --editable '.[image]'
+	@$(BIN)/python -m compileall -q flow db engine graph mirrorflow
 	@mkdir -p .stamps && touch $@
 
 $(TEST_STAMP): $(RUN_STAMP)

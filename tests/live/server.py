@@ -80,6 +80,7 @@ class Server:
             **{name: value for name, value in os.environ.items() if not name.startswith("MIRRORFLOW_")},
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
             "MIRRORFLOW_DATA_DIR": str(data_dir),
             "MIRRORFLOW_PORT": str(self.port),
             "MIRRORFLOW_TOKEN": token,
