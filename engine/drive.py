@@ -208,7 +208,7 @@ class Drive:
         starts: list[Start] = []
         while True:
             room = self._executor.room() if not self._executor.draining else {}
-            recorded = len(self._events)
+            others = len(self._events) - len(starts)
             for action in self.run.plan(clock.now(), room):
                 match action:
                     case Begin():
@@ -227,7 +227,7 @@ class Drive:
                         self._record(event)
                     case _:
                         assert_never(action)
-            if len(self._events) == recorded:
+            if len(self._events) - len(starts) == others:  # a start brings nothing new to plan; all else may
                 return starts
 
     def _cancel(self, path: str) -> None:
