@@ -43,7 +43,7 @@ def instant(value: object) -> datetime:
 
 def instant_text(value: datetime) -> str:
     """The instant as ISO 8601 in UTC, to the microsecond."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def duration(value: object) -> timedelta:
