@@ -192,8 +192,8 @@ def _engine(settings: Settings, database: Database, metrics: EngineMetrics) -> E
         alone=database.dialect == "sqlite",
         lease_s=settings.lease_seconds,
         max_nodes=settings.max_nodes,
-        observe_commit=metrics.commit,
-        observe_node=metrics.node,
+        observe_commit=metrics.committed,
+        observe_node=metrics.attempted,
     )
     for problem in engine.registry.problems:
         log.warning("a plugin can't be used", plugin=problem.plugin, reason=problem.message)

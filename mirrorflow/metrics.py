@@ -11,7 +11,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)
 
 
 class EngineMetrics:
-    """Figures of one engine; hand ``commit`` and ``node`` to it, and tell ``gauge`` what to ask when scraped."""
+    """Figures of one engine; hand ``committed`` and ``attempted`` to it, and tell ``gauge`` what to ask when scraped."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -26,12 +26,12 @@ class EngineMetrics:
         )
         self._attempts = Counter("mirrorflow_node_attempts_total", "Node attempts", ("type",), registry=registry)
 
-    def commit(self, entries: int, seconds: float) -> None:
+    def committed(self, entries: int, seconds: float) -> None:
         """The journal committed that many appends together."""
         self._commits.observe(seconds)
         self._entries.observe(entries)
 
-    def node(self, node_type: str, seconds: float) -> None:
+    def attempted(self, node_type: str, seconds: float) -> None:
         """An attempt of a node ended."""
         self._nodes.labels(node_type).observe(seconds)
         self._attempts.labels(node_type).inc()
