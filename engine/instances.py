@@ -21,11 +21,14 @@ from engine.workflows import Workflows
 from flow import events as e
 from flow.errors import Conflict, Invalid, NotFound, Problem
 from flow.events import Trigger
-from flow.problems import ProblemCode
+from flow.problems import ProblemCode, shown
 from flow.states import InstanceStatus, WorkflowStatus
 from flow.versions import input_problems
 
 MAX_WAIT = timedelta(seconds=60)
+MAX_LABELS = 50
+MAX_LABEL = 255  # characters of a name, and of a value
+MAX_REASON = 1_000  # characters
 BY_API = Trigger(type="api")
 
 _REMEDIES = {
@@ -89,6 +92,7 @@ class Instances:
         if pinned.workflow_id != workflow.id:
             raise NotFound("workflow version", version_id, path=("input", "version"))
         problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
+        problems += _label_problems(labels or {})
         problems += input_problems(pinned.definition.input_schema, input)
         if problems:
             raise Invalid(problems, path=("input",))
@@ -179,9 +183,12 @@ class Instances:
     async def cancel(self, actor: Actor, instance_id: str, reason: str | None = None) -> int:
         """Ask the run to stop; it is CANCELED when its nodes have stopped. Asking twice is asking once.
 
-        Gives the change number of the run as it was then. Raises Conflict if it has ended.
+        Gives the change number of the run as it was then. Raises Conflict if it has ended, Invalid for a long reason.
         """
         actor.require(Permission.INSTANCE_RUN)
+        if reason is not None and len(reason) > MAX_REASON:
+            problem = f"A reason has at most {MAX_REASON:,} characters."
+            raise Invalid([Problem("/reason", ProblemCode.OUT_OF_RANGE, problem)], path=("input", "reason"))
         status = await self._database.read(store.status, actor.project_id, instance_id)
         if status is None:
             raise NotFound("instance", instance_id)
@@ -206,6 +213,17 @@ def _option_problems(
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= 255:
         problem = "An idempotency key has 1 to 255 characters."
         problems.append(Problem("/idempotencyKey", ProblemCode.OUT_OF_RANGE, problem))
+    return problems
+
+
+def _label_problems(labels: dict[str, str]) -> list[Problem]:
+    problems = []
+    if len(labels) > MAX_LABELS:
+        problems.append(Problem("/labels", ProblemCode.OUT_OF_RANGE, f"A run has at most {MAX_LABELS} labels."))
+    for name, value in labels.items():
+        if not 1 <= len(name) <= MAX_LABEL or len(value) > MAX_LABEL:
+            problem = f"A label's name has 1 to {MAX_LABEL} characters, its value at most as many: {shown(name)}."
+            problems.append(Problem("/labels", ProblemCode.OUT_OF_RANGE, problem))
     return problems
 
 

@@ -89,10 +89,18 @@ def broke(call: Call, problem: BaseException, usage: Usage | None = None) -> Bro
             failure = Failure(
                 "HANDLER_RAISED",
                 Category.CODE,
-                f"{type(problem).__name__}: {problem}",
+                f"{type(problem).__name__}: {_said(problem)}",
                 traceback=plain_text("".join(lines)[-MAX_TRACEBACK:], MAX_TRACEBACK),
             )
     return broken(call, failure, usage)
+
+
+def _said(problem: BaseException) -> str:
+    """The exception's own words; a handler's exception may be unable to say any."""
+    try:
+        return str(problem)
+    except Exception:
+        return "(its message can't be shown)"
 
 
 def broken(call: Call, failure: Failure, usage: Usage | None = None) -> Broke:

@@ -101,9 +101,9 @@ class Runner:
                 raise
             # nobody cancelled us: the handler let the cancellation of something of its own escape
             return reins.verdict() or broke(call, cancelled)
-        except (KeyboardInterrupt, GeneratorExit):
+        except GeneratorExit:
             raise
-        except BaseException as problem:  # SystemExit too: a handler doesn't end the server
+        except BaseException as problem:  # SystemExit and KeyboardInterrupt too: a handler doesn't end the server
             if reins.settle():
                 raise asyncio.CancelledError from problem
             return reins.verdict() or broke(call, problem)

@@ -75,6 +75,9 @@ def _formatted(error: GraphQLError, request_id: str) -> dict[str, Any]:
         case GraphQLError() if error.path is None or cause.nodes:
             # A variable or an argument that does not fit. (Without nodes: a value of ours that no scalar could write.)
             shown["extensions"] = {"code": "BAD_USER_INPUT"}
+        case ValueError() if error.path is None:
+            # A scalar's refusal of a variable or a literal; graphql-core's message says which and what was given.
+            shown["extensions"] = {"code": "BAD_USER_INPUT"}
         case _:
             log.error("request failed", request_id=request_id, path=error.path, exc_info=cause)
             shown["message"] = f"Something went wrong on the server; its log has more under {request_id}."

@@ -122,7 +122,7 @@ class InstanceMutation:
             timeout=input.timeout,
             queue_timeout=input.queue_timeout,
             idempotency_key=input.idempotency_key,
-            labels={label.name: label.value for label in input.labels or ()},
+            labels=_labels(input.labels or []),
         )
         if input.wait is not None:
             extend_deadline(input.wait.total_seconds() + 5)
@@ -140,6 +140,14 @@ class InstanceMutation:
         """Asks the holder to stop."""
         change_seq = await info.context.engine.instances.cancel(caller(info), input.id, input.reason)
         return InstanceCancelPayload(instance=await _reread(info, input.id), change_seq=BigInt(change_seq))
+
+
+def _labels(given: list[LabelInput]) -> dict[str, str]:
+    labels = {label.name: label.value for label in given}
+    if len(labels) < len(given):
+        message = "Each label's name can be given once."
+        raise errors.Invalid([errors.Problem("/labels", "DUPLICATE_KEY", message)], path=("labels",))
+    return labels
 
 
 def _given(value: str | None) -> str | None:

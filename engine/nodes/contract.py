@@ -14,6 +14,7 @@ A handler returns JSON, or raises ``NodeError``.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,12 +95,17 @@ class NodeError(Exception):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = str(message)
         self.category = Category(category)
-        self.code = code or "NODE_FAILED"
+        self.code = str(code or "NODE_FAILED")
         self.retryable = retryable
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = _seconds(retry_after_seconds)
         self.details = dict(details or {})
+
+
+def _seconds(given: float | None) -> float | None:
+    """A wait of up to a day; None for what is no wait."""
+    return min(float(given), 86_400.0) if given is not None and given >= 0 else None
 
 
 def node(
@@ -289,7 +295,13 @@ class Context(Generic[P]):
         return self._log
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
-        """Say how far the work is. At most ten a second are kept, and the one that reaches ``total`` always."""
+        """Say how far the work is. At most ten a second are kept, and the one that reaches ``total`` always.
+
+        A number that is none (NaN, infinity) is only a sign of life.
+        """
+        if not math.isfinite(done) or (total is not None and not math.isfinite(total)):
+            self._report(Beat())
+            return
         at = clock.monotonic()
         if at < self._next_progress and not (total is not None and done >= total):
             self._report(Beat())

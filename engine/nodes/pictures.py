@@ -39,6 +39,9 @@ def opened(path: Path) -> Image.Image:
     """The picture, not yet decoded. Raises NodeError VALIDATION: IMAGE_CORRUPT or IMAGE_TOO_LARGE."""
     from PIL import Image
 
+    if path.is_dir():
+        message = f"{path.name!r} is a folder, not a picture."
+        raise NodeError(message, category=Category.VALIDATION, code="IMAGE_CORRUPT")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
