@@ -52,6 +52,7 @@ class Cli:
         self.folder = folder
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("MIRRORFLOW_")}
         self.env |= {"PYTHONPATH": str(ROOT), "MIRRORFLOW_DATA_DIR": str(folder / "data"), "COLUMNS": "120"}
+        self.env["PYTHONDONTWRITEBYTECODE"] = ""  # or each command would compile the program again
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None, input: str | None = None) -> Answer:
         done = subprocess.run(
