@@ -12,7 +12,7 @@ TEST_STAMP = .stamps/test-$(WORLD)
 GRAPHIQL_STAMP = .stamps/graphiql-$(GRAPHIQL)
 # Where the environment forbids bytecode, every start would compile a hundred thousand lines again: seconds.
 export PYTHONDONTWRITEBYTECODE =
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint requirements.lock
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12

@@ -40,10 +40,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """``created`` is False if the idempotency key was used before: then this is the instance of that time."""
+    """``created`` is the instance's event 1; None if the idempotency key was used before, for the instance named."""
 
     instance_id: str
-    created: bool
+    created: e.Recorded | None
     change_seq: int
 
 
@@ -160,9 +160,9 @@ class Instances:
                     self._executor.adopt(create.instance_id, create.project_id, create.created)
                 else:
                     self._executor.wake(create.instance_id)
-                return Started(create.instance_id, True, change_seq)
+                return Started(create.instance_id, create.created, change_seq)
             case Exists(instance_id=instance_id, change_seq=change_seq):
-                return Started(instance_id, False, change_seq)
+                return Started(instance_id, None, change_seq)
             case Stale():
                 return None
             case other:

@@ -11,6 +11,7 @@ from strawberry import UNSET, argument, field
 
 from db.store import lists
 from engine.access import Actor, Permission
+from engine.instances import Started
 from flow import errors, states
 from flow import events as e
 from flow.states import InstanceStatus
@@ -205,6 +206,37 @@ class Instance(Node):
 
 
 filter_of = where
+
+
+def as_created(started: Started, idempotency_key: str | None, actor: Actor) -> Instance:
+    """The instance as its first event made it: nothing has to be read to answer who started it."""
+    recorded = started.created
+    assert recorded is not None
+    assert isinstance(recorded.event, e.InstanceCreated)
+    created = recorded.event
+    return Instance(
+        id=strawberry.ID(started.instance_id),
+        status=states.InstanceStatus.PENDING,
+        input=created.input,
+        output=None,
+        output_artifact=None,
+        error=None,
+        priority=created.priority,
+        labels=[Label(name=name, value=value) for name, value in sorted(created.labels.items())],
+        idempotency_key=idempotency_key,
+        created_at=recorded.at,
+        created_by=created.created_by,
+        started_at=None,
+        completed_at=None,
+        cancel_requested_at=None,
+        duration=None,
+        last_seq=1,
+        change_seq=BigInt(started.change_seq),
+        viewer_can_cancel=actor.may(Permission.INSTANCE_RUN),
+        workflow_id=created.workflow_id,
+        version_id=created.version_id,
+        trigger_type=created.trigger.type,
+    )
 
 
 def instance(row: lists.Record, actor: Actor) -> Instance:

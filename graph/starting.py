@@ -12,7 +12,7 @@ from engine.access import Permission
 from flow import errors
 from flow import events as e
 from graph.execution import extend_deadline
-from graph.instances import Instance, instance
+from graph.instances import Instance, as_created, instance
 from graph.permissions import Info, caller, mutation
 from graph.results import Conflict, NotFound, PermissionDenied, QuotaExceeded, ValidationFailed
 from graph.scalars import JSON, BigInt
@@ -127,9 +127,13 @@ class InstanceMutation:
         if input.wait is not None:
             extend_deadline(input.wait.total_seconds() + 5)
             await engine.instances.wait(actor, started.instance_id, input.wait)
+        if started.created is not None and input.wait is None:
+            shown = as_created(started, input.idempotency_key, actor)
+        else:
+            shown = await _reread(info, started.instance_id)
         return InstanceStartPayload(
-            instance=await _reread(info, started.instance_id),
-            created=started.created,
+            instance=shown,
+            created=started.created is not None,
             change_seq=BigInt(started.change_seq),
         )
 
