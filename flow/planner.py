@@ -107,12 +107,14 @@ class Tally:
     failed: int = 0
     skipped: int = 0
     rescued: bool = False
+    #: Edges whose condition could not be evaluated, and the first one's error.
+    broken: int = 0
     error: Failure | None = None
 
     @property
     def settled(self) -> bool:
         """True when no edge is open any more."""
-        return self.live + self.dead + self.failed == self.total
+        return self.live + self.dead + self.failed + self.broken == self.total
 
 
 class Verdict(Enum):
@@ -121,30 +123,37 @@ class Verdict(Enum):
     WAIT = "wait"
     START = "start"
     SKIP = "skip"
+    FAIL = "fail"
 
 
 def verdict(join: Join, tally: Tally) -> Verdict:
-    """Whether a node with this join starts, given how its edges settled; final as soon as it isn't WAIT."""
+    """Whether a node with this join starts, given how its edges settled; final as soon as it isn't WAIT.
+
+    Only what starts a node at its first live or failed edge is decided before all edges have settled, so that
+    the order in which they do never makes a difference.
+    """
     match join:
+        case Join.ANY if tally.live:
+            return Verdict.START
+        case Join.ONE_FAILED if tally.failed:
+            return Verdict.START
+        case _ if not tally.settled:
+            return Verdict.WAIT
+        case _ if tally.broken:
+            return Verdict.FAIL
         case Join.ALL:
-            start, skip = tally.settled and tally.live > 0, tally.failed > 0 or tally.settled
+            starts = tally.live > 0 and tally.failed == 0
         case Join.ALL_LIVE:
-            start, skip = tally.live == tally.total, tally.dead + tally.failed > 0
-        case Join.ANY:
-            start, skip = tally.live > 0, tally.settled
+            starts = tally.live == tally.total
         case Join.ALL_DONE:
-            start, skip = tally.settled, False
+            starts = True
         case Join.NONE_FAILED:
-            start, skip = tally.settled, tally.failed > 0
-        case Join.ONE_FAILED:
-            start, skip = tally.failed > 0, tally.settled
+            starts = tally.failed == 0
+        case Join.ANY | Join.ONE_FAILED:
+            starts = False
         case _:
             assert_never(join)
-    if join in (Join.ALL, Join.NONE_FAILED) and tally.failed:
-        start = False
-    if start or tally.total == 0:
-        return Verdict.START
-    return Verdict.SKIP if skip else Verdict.WAIT
+    return Verdict.START if starts or tally.total == 0 else Verdict.SKIP
 
 
 def skip_reason(tally: Tally) -> SkipReason:
@@ -298,8 +307,6 @@ class Run:
 
     def _settle(self, edge: Edge, source: NodeState) -> None:
         target, tally = edge.target, self._tallies[edge.target]
-        if tally.error is not None:
-            return
         try:
             match settle(edge, source):
                 case Settled.LIVE:
@@ -313,20 +320,17 @@ class Run:
                         source.status is not NodeStatus.COMPLETED and source.status is not NodeStatus.FAILED
                     )
         except ExpressionError as error:
-            tally.error = msgspec.structs.replace(
+            tally.broken += 1
+            tally.error = tally.error or msgspec.structs.replace(
                 error.failure(target),
                 message=f"The condition of the edge {edge.source} → {target} failed: {error.message}",
             )
         if target in self.snapshot.nodes and self.snapshot.nodes[target].status is not NodeStatus.PENDING:
             return
-        if tally.error is not None:
-            self._ready[self.graph.lanes[target]].pop(target, None)
-            self._due[target] = None
-            return
         match verdict(self.graph.nodes[target].join, tally):
             case Verdict.START:
                 self._ready[self.graph.lanes[target]][target] = None
-            case Verdict.SKIP:
+            case Verdict.SKIP | Verdict.FAIL:
                 self._due[target] = None
             case Verdict.WAIT:
                 pass
@@ -342,12 +346,26 @@ class Run:
         deadline = self._deadline()
         return Mode.LATE if deadline is not None and now >= deadline[0] else Mode.NONE
 
-    def wake_at(self) -> datetime | None:
-        """When to plan again if nothing happens before: the next retry or deadline. None: only an event can help."""
+    def wake_at(self, after: datetime | None = None) -> datetime | None:
+        """When to plan again if nothing happens before: the next retry or deadline. None: only an event can help.
+
+        ``after`` is when was planned last: what was due by then has been planned and is waited for otherwise.
+        """
         instants = [due for id in self.snapshot.retrying if (due := self.snapshot.nodes[id].due) is not None]
         if (deadline := self._deadline()) is not None and not self.snapshot.status.terminal:
             instants.append(deadline[0])
-        return min(instants, default=None)
+        return min((instant for instant in instants if after is None or instant > after), default=None)
+
+    def held_up(self, now: datetime) -> set[str]:
+        """The lanes whose room keeps a node from starting: to be asked when all that was planned is history."""
+        if self.snapshot.status.terminal:
+            return set()
+        lanes = {lane for lane, ready in self._ready.items() if ready}
+        for id in self.snapshot.retrying:
+            due = self.snapshot.nodes[id].due
+            if due is not None and due <= now:
+                lanes.add(self.graph.lanes[id])
+        return lanes
 
     def _deadline(self) -> tuple[datetime, Failure] | None:
         created = self.snapshot.created

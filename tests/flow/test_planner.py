@@ -35,11 +35,12 @@ JOINS = [
     (Join.ALL, 1, 1, 0, Verdict.START),
     (Join.ALL, 0, 2, 0, Verdict.SKIP),
     (Join.ALL, 1, 0, 1, Verdict.SKIP),
-    (Join.ALL, 0, 0, 1, Verdict.SKIP),
+    (Join.ALL, 0, 0, 1, Verdict.WAIT),
+    (Join.ALL, 0, 1, 1, Verdict.SKIP),
     (Join.ALL_LIVE, 1, 0, 0, Verdict.WAIT),
     (Join.ALL_LIVE, 2, 0, 0, Verdict.START),
     (Join.ALL_LIVE, 1, 1, 0, Verdict.SKIP),
-    (Join.ALL_LIVE, 0, 0, 1, Verdict.SKIP),
+    (Join.ALL_LIVE, 1, 0, 1, Verdict.SKIP),
     (Join.ANY, 1, 0, 0, Verdict.START),
     (Join.ANY, 0, 1, 0, Verdict.WAIT),
     (Join.ANY, 0, 1, 1, Verdict.SKIP),
@@ -57,7 +58,9 @@ JOINS = [
 
 
 @pytest.mark.parametrize(("join", "live", "dead", "failed", "expected"), JOINS)
-def test_each_join_follows_its_row_of_the_table(join: Join, live: int, dead: int, failed: int, expected: Verdict) -> None:
+def test_each_join_follows_its_row_of_the_table(
+    join: Join, live: int, dead: int, failed: int, expected: Verdict
+) -> None:
     """The table of engine semantics, row by row."""
     assert verdict(join, Tally(total=2, live=live, dead=dead, failed=failed)) is expected
 

@@ -152,10 +152,7 @@ def test_the_order_of_siblings_does_not_matter(definition: Definition, chance: A
 
 def finished(definition: Definition, choose: Any) -> dict[str, tuple[str, str | None]]:
     """How every node ended when each attempt completes and ``choose`` picks what happens next."""
-    nodes = tuple(
-        Node(node.id, node.type, join=node.join if node.join is not Join.ANY else Join.ALL, fail_on_error=False)
-        for node in definition.nodes
-    )
+    nodes = tuple(Node(node.id, node.type, join=node.join, fail_on_error=False) for node in definition.nodes)
     run = Run(Definition(name="any", triggers=definition.triggers, nodes=nodes, edges=definition.edges))
     while not run.run.snapshot.status.terminal:
         actions = run.plan()
