@@ -33,7 +33,8 @@ from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
 from engine.output import MAX_INLINE
 from flow import events as e
 from flow import expressions
-from flow.errors import Category, Failure
+from flow.errors import Category, Failure, StorageUnavailable
+from flow.events import Artifact
 from flow.expressions import ExpressionError
 from flow.planner import Begin, Cancel, End, Fail, Run, Skip, Start, node_input, node_scope
 from flow.states import NodeStatus
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 PROGRESS_EVERY_S = 0.25
 #: Log lines of one attempt beyond this are dropped, and a last line says so.
 MAX_LOG_LINES = 1_000
+#: How soon the inbox is read again, and a large output put again, when that could not be done.
+READ_AGAIN_S = STORE_AGAIN_S = 1.0
 #: Two workers died on the instance among others, two more on it alone (``db.store.leases``): so will the next.
 MAX_DEATHS = leases.SUSPECT + 2
 
@@ -76,6 +79,7 @@ class Drive:
         self.instance_id = claim.instance_id
         self.project_id = claim.project_id
         self.fence = claim.fence
+        self.priority = claim.priority
         self.run = run
         #: Something came in at the very moment the lease was given back: wake the instance again.
         self.more = False
@@ -85,6 +89,12 @@ class Drive:
         self._mail: deque[Mail] = deque(letters)
         self._knocked = asyncio.Event()
         self._attempts: dict[str, asyncio.Task[None]] = {}
+        #: Attempts that were told to stop.
+        self._stopping: set[str] = set()
+        #: Starts that have their place and wait for the commit that says so.
+        self._starting: list[Start] = []
+        #: What was due by this instant has been planned.
+        self._planned_at = clock.now()
         self._lines: dict[str, int] = {}
         self._progress: dict[str, Progress] = {}
         self._check_inbox = False
@@ -104,14 +114,14 @@ class Drive:
     def abandon(self) -> None:
         """The lease is lost: stop everything and write nothing."""
         self._abandoned = True
-        for attempt in self._attempts.values():
-            attempt.cancel()
+        self._executor.stand_in_line(self, ())
+        self.stop_attempts()
         self._knocked.set()
 
     def stop_attempts(self) -> None:
-        """The process is going down: what still runs is stopped and left to the next holder."""
-        for attempt in self._attempts.values():
-            attempt.cancel()
+        """Stop what still runs. When the process is going down, it is left to the next holder."""
+        for path in self._attempts:
+            self._stop(path)
 
     @property
     def busy(self) -> bool:
@@ -121,24 +131,35 @@ class Drive:
     # ---- the loop
 
     async def drive(self) -> None:
-        """Run the instance as far as it goes now. Returns when the lease is given back, lost, or no longer needed."""
+        """Run the instance as far as it goes now. Returns when the lease is given back, lost, or no longer needed.
+
+        However it ends: no attempt goes on, and no place is kept.
+        """
+        try:
+            await self._go_on()
+        finally:
+            for start in self._starting:
+                self._executor.vacate(self.run.graph.lanes[start.path])
+            self.abandon()
+            await asyncio.gather(*self._attempts.values())
+
+    async def _go_on(self) -> None:
         self._recover()
         while not self._abandoned:
             self._knocked.clear()
             if self._check_inbox:
                 await self._read_inbox()
             self._absorb()
-            starts = self._decide()
+            self._decide()
             ended = self.run.snapshot.status.terminal
-            rests = not ended and not self._attempts and not starts and self._nothing_to_start()
+            held_up = self.run.held_up(self._planned_at) if not self._executor.draining else set()
+            self._executor.stand_in_line(self, held_up)
+            rests = not ended and not self._attempts and not self._starting and not held_up
             if self._events or ended or rests:
                 progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events)
                 outcome = await self._commit(release=rests, progress=progress)
                 if not isinstance(outcome, store.Committed):
-                    for start in starts:
-                        self._executor.vacate(self.run.graph.lanes[start.path])
-                    self.abandon()
-                    break
+                    return
                 if progress and self._claim.lost_claims >= leases.SUSPECT:
                     self._executor.cleared()
                 if ended:
@@ -147,10 +168,11 @@ class Drive:
                     self.more = outcome.more or self._check_inbox
                     self._executor.rest_until(self)
                     return
-            self._launch(starts)
+            if self._abandoned:
+                return
+            self._launch()
             if not self._mail and not self._check_inbox:
                 await self._wait()
-        await asyncio.gather(*self._attempts.values())
 
     def _recover(self) -> None:
         """What ran when the last holder died is lost; an instance that kills every holder is given up."""
@@ -166,7 +188,12 @@ class Drive:
     async def _read_inbox(self) -> None:
         self._check_inbox = False
         seen = {mail.id for mail in self._mail if isinstance(mail, Letter)} | set(self._consumed)
-        letters = await self._executor.letters(self.instance_id)
+        try:
+            letters = await self._executor.letters(self.instance_id)
+        except StorageUnavailable as error:
+            log.warning("drive.inbox_unread", instance=self.instance_id, error=error.message)
+            asyncio.get_running_loop().call_later(READ_AGAIN_S, lambda: self.knock(inbox=True))
+            return
         self._mail.extend(letter for letter in letters if letter.id not in seen)
 
     def _absorb(self) -> None:
@@ -203,9 +230,10 @@ class Drive:
             case _:
                 assert_never(outcome)
 
-    def _decide(self) -> list[Start]:
-        """Plan until nothing new follows; what is to be started is recorded and returned, to run once it is stored."""
-        starts: list[Start] = []
+    def _decide(self) -> None:
+        """Plan until nothing new follows; what is to be started is recorded, to run once it is stored."""
+        starts = self._starting
+        self._planned_at = clock.now()
         while True:
             room = self._executor.room() if not self._executor.draining else {}
             others = len(self._events) - len(starts)
@@ -214,7 +242,7 @@ class Drive:
                     case Begin():
                         self._record(e.InstanceStarted(worker=self._executor.worker))
                     case Start(path, attempt):
-                        self._executor.occupy(self.run.graph.lanes[path])
+                        self._executor.occupy(self, self.run.graph.lanes[path])
                         self._record(e.NodeStarted(path, attempt, self._executor.worker))
                         starts.append(action)
                     case Skip(path, reason):
@@ -228,25 +256,22 @@ class Drive:
                     case _:
                         assert_never(action)
             if len(self._events) - len(starts) == others:  # a start brings nothing new to plan; all else may
-                return starts
+                return
 
     def _cancel(self, path: str) -> None:
-        attempt = self._attempts.get(path)
-        if attempt is not None:
-            attempt.cancel()
+        if path in self._attempts:
+            self._stop(path)
         elif self.run.snapshot.nodes[path].status is NodeStatus.RETRYING:
             self._record(e.NodeCanceled(path, self.run.snapshot.nodes[path].attempt))
 
-    def _nothing_to_start(self) -> bool:
-        """Whether only time or somebody else can bring the instance on; if it only lacks room, it stands in line."""
-        if self._executor.draining:
-            return True
-        waiting = {
-            self.run.graph.lanes[action.path] for action in self.run.plan(clock.now()) if isinstance(action, Start)
-        }
-        if waiting:
-            self._executor.stand_in_line(self)
-        return not waiting
+    def _stop(self, path: str) -> None:
+        """Cancel the attempt, once: a second time would disturb its handler's cleaning up.
+
+        And not before its first step: a task that is cancelled earlier never runs, so it would never say that it ended.
+        """
+        if path not in self._stopping:
+            self._stopping.add(path)
+            asyncio.get_running_loop().call_soon(self._attempts[path].cancel)
 
     def _record(self, event: e.AnyEvent) -> None:
         """Make the event history, as far as this process knows; the next append makes it so for everybody."""
@@ -281,18 +306,28 @@ class Drive:
         if not self._events or not isinstance(last := self._events[-1].event, e.InstanceCompleted):
             return
         if last.artifact is None and len(msgspec.json.encode(last.output)) > MAX_INLINE:
-            artifact = await asyncio.to_thread(self._executor.artifacts.put_json, last.output)
+            artifact = await self._put(last.output)
             self._artifacts.append(store.NewArtifact(artifact, clock.now()))
             self.run.snapshot.artifact = artifact
             event = msgspec.structs.replace(last, artifact=artifact)
             self._events[-1] = msgspec.structs.replace(self._events[-1], event=event)
 
+    async def _put(self, value: Any) -> Artifact:
+        """Put the value into the artifact store, however long that has no room: the work it came from is done."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._executor.artifacts.put_json, value)
+            except OSError as error:
+                log.warning("drive.output_unstored", instance=self.instance_id, error=str(error))
+                await asyncio.sleep(STORE_AGAIN_S)
+
     # ---- attempts
 
-    def _launch(self, starts: Sequence[Start]) -> None:
-        for start in starts:
+    def _launch(self) -> None:
+        for start in self._starting:
             attempt = self._attempt(start.path, self.run.snapshot.nodes[start.path].attempt)
             self._attempts[start.path] = asyncio.create_task(attempt)
+        self._starting.clear()
 
     async def _attempt(self, path: str, attempt: int) -> None:
         outcome: Outcome | Stopped
@@ -306,6 +341,7 @@ class Drive:
             log.exception("attempt.broken", instance=self.instance_id, node=path)
             outcome = Broke(Failure("INTERNAL", Category.INTERNAL, f"The engine could not run the node: {error!r}"))
         del self._attempts[path]
+        self._stopping.discard(path)
         self._lines.pop(path, None)
         self._executor.vacate(self.run.graph.lanes[path])
         self._mail.append(Ended(path, outcome))
@@ -370,23 +406,24 @@ class Drive:
                 self._knocked.set()
             case Progress():
                 if path not in self._progress:
-                    asyncio.get_running_loop().call_later(PROGRESS_EVERY_S, self._tell_progress, path, attempt)
+                    asyncio.get_running_loop().call_later(PROGRESS_EVERY_S, self._tell_progress, path)
                 self._progress[path] = said
             case _:
                 pass
 
-    def _tell_progress(self, path: str, attempt: int) -> None:
+    def _tell_progress(self, path: str) -> None:
         if (said := self._progress.pop(path, None)) is not None:
+            attempt = self.run.snapshot.nodes[path].attempt  # perhaps a later one than when the time began to run
             self._mail.append(e.NodeProgress(path, attempt, said.done, said.total, said.message))
             self._knocked.set()
 
     async def _wait(self) -> None:
         """Until something happens, or the next retry or deadline is due."""
-        wake_at = self.run.wake_at()
-        seconds = (wake_at - clock.now()).total_seconds() if wake_at is not None else 0.0
-        if seconds <= 0:  # nothing to wait for in time: what is due already lacks room, or is being stopped
+        wake_at = self.run.wake_at(after=self._planned_at)
+        if wake_at is None:  # what was due already lacks room, or is being stopped
             await self._knocked.wait()
             return
+        seconds = max(0.0, (wake_at - clock.now()).total_seconds())
         timer = asyncio.get_running_loop().call_later(seconds, self._knocked.set)
         try:
             await self._knocked.wait()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,8 @@ class Executor:
         self._version = version
         self._max_instances = max_instances
         self._room: dict[str, int] = {str(placement): slots for placement, slots in runner.slots.items()}
-        self._line: OrderedDict[Drive, None] = OrderedDict()
+        #: By lane, drives that have a node to start and no place for it, first come first served.
+        self._lines: dict[str, OrderedDict[Drive, None]] = {lane: OrderedDict() for lane in self._room}
         self._fences: dict[str, int] = {}
         self._drives: dict[str, Drive] = {}
         self._knocks: set[str] = set()
@@ -253,9 +254,7 @@ class Executor:
         except Exception:
             log.exception("executor.drive_broken", instance=id)
         finally:
-            drive_or_none = self._drives.pop(id, None)
-            if drive_or_none is not None:
-                self._line.pop(drive_or_none, None)
+            self._drives.pop(id, None)
             again |= id in self._knocks
             self._forget(id)
             if claim.lost_claims >= leases.SUSPECT:
@@ -270,7 +269,7 @@ class Executor:
             seconds = (wake_at - clock.now()).total_seconds()
             if seconds < TIMER_HORIZON_S:
                 loop = asyncio.get_running_loop()
-                loop.call_later(max(0.0, seconds), self._queue.wake, drive.instance_id)
+                loop.call_later(max(0.0, seconds), self._queue.wake, drive.instance_id, drive.priority)
 
     async def letters(self, instance_id: str) -> list[Letter]:
         """What lies in the instance's inbox."""
@@ -323,20 +322,29 @@ class Executor:
         """Free places by lane."""
         return self._room
 
-    def occupy(self, lane: str) -> None:
-        """Take a place."""
+    def occupy(self, drive: Drive, lane: str) -> None:
+        """Take a place; who wants more of them stands at the end of the line for the next."""
         self._room[lane] -= 1
+        if drive in self._lines[lane]:
+            self._lines[lane].move_to_end(drive)
 
     def vacate(self, lane: str) -> None:
         """Give a place back; the first in line is told."""
         self._room[lane] += 1
-        if self._line:
-            drive, _ = self._line.popitem(last=False)
-            drive.knock()
+        self._call(lane)
 
-    def stand_in_line(self, drive: Drive) -> None:
-        """The drive has nodes to start and lacks room."""
-        self._line.setdefault(drive, None)
+    def stand_in_line(self, drive: Drive, lanes: Collection[str]) -> None:
+        """The drive lacks room in these lanes, and in no other."""
+        for lane, line in self._lines.items():
+            if lane in lanes:
+                line.setdefault(drive)
+            elif drive in line:
+                del line[drive]
+                self._call(lane)  # it was told of a place, perhaps, and didn't need it any more
+
+    def _call(self, lane: str) -> None:
+        if self._lines[lane] and self._room[lane] > 0:
+            next(iter(self._lines[lane])).knock()
 
     # ---- figures
 

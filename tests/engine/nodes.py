@@ -20,10 +20,12 @@ def gate(name: str) -> tuple[asyncio.Event, asyncio.Event]:
 
 @node("test/gate", title="Gate")
 async def gate_node(ctx: Context[Any]) -> Any:
-    """Waits until the test opens the gate named by `gate`."""
+    """Waits until the test opens the gate named by `gate`; then it passes, or `fails`."""
     entered, go = gate(ctx.parameters["gate"])
     entered.set()
     await go.wait()
+    if ctx.parameters.get("fails"):
+        raise NodeError("as told", category=Category.VALIDATION)
     return {"passed": ctx.parameters["gate"]}
 
 
@@ -50,10 +52,23 @@ async def talk_node(ctx: Context[Any]) -> Any:
     return {}
 
 
+@node("test/tidy", title="Tidy")
+async def tidy_node(ctx: Context[Any]) -> Any:
+    """Waits to be stopped, and then cleans up in two steps; says so when it could."""
+    entered, tidied = gate(ctx.parameters["gate"])
+    try:
+        entered.set()
+        await asyncio.Event().wait()
+    finally:
+        ctx.log.info("cleaning up")
+        await asyncio.sleep(0.05)  # long enough for the line to be stored: that must not stop it again
+        tidied.set()
+
+
 def _kind(handler: object) -> NodeType:
     kind = node_type(handler)
     assert kind is not None
     return kind
 
 
-TEST_TYPES = [_kind(handler) for handler in (gate_node, flaky_node, large_node, talk_node)]
+TEST_TYPES = [_kind(handler) for handler in (gate_node, flaky_node, large_node, talk_node, tidy_node)]
