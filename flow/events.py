@@ -8,6 +8,7 @@ orders: ``seq`` runs 1..n without a gap in its instance, ``change_seq`` orders a
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any, Literal
 
 import msgspec
@@ -54,6 +55,89 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     peak_memory_mb: float | None = None
 
 
+class Timer(msgspec.Struct, frozen=True, omit_defaults=True, tag="timer", tag_field="kind"):
+    """Waiting for an instant."""
+
+    until: datetime
+
+
+class ForSignal(msgspec.Struct, frozen=True, omit_defaults=True, tag="signal", tag_field="kind"):
+    """Waiting for a signal of this name whose payload fits ``schema``; past ``until`` the node fails (WAIT_TIMEOUT)."""
+
+    name: str
+    until: datetime | None = None
+    schema: dict[str, Any] | None = None
+
+
+class ForApproval(msgspec.Struct, frozen=True, omit_defaults=True, tag="approval", tag_field="kind"):
+    """Waiting for a person's answer. ``who``: user names that may answer (empty: whoever may run instances).
+
+    ``on_timeout``: what an answer that doesn't come by ``until`` counts as.
+    """
+
+    title: str
+    form: dict[str, Any] | None = None
+    who: tuple[str, ...] = ()
+    until: datetime | None = None
+    on_timeout: Literal["fail", "approve", "reject"] = "fail"
+
+
+class ForChild(msgspec.Struct, frozen=True, omit_defaults=True, tag="child", tag_field="kind"):
+    """Waiting for a child instance to end."""
+
+    instance_id: str
+
+
+Awaited = Timer | ForSignal | ForApproval | ForChild
+
+
+class PauseReason(StrEnum):
+    """Why an instance stands still."""
+
+    USER = "USER"
+    BREAKPOINT = "BREAKPOINT"
+    STEP = "STEP"
+
+
+class Phase(StrEnum):
+    """On which side of a node a breakpoint is."""
+
+    BEFORE = "BEFORE"
+    AFTER = "AFTER"
+
+
+class Breakpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Stop at this node, if ``when`` (an expression on its scope; with AFTER also ``output``) is true or absent."""
+
+    node_id: str
+    phase: Phase = Phase.BEFORE
+    when: str | None = None
+
+
+class Debug(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a run is debugged: ``stepping`` pauses before every node."""
+
+    stepping: bool = False
+    breakpoints: tuple[Breakpoint, ...] = ()
+
+
+class Pin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A node's output that is given, not computed."""
+
+    path: str
+    output: Any = None
+
+
+class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose child an instance is: the parent's node waits for it, or not. ``depth`` counts from 1."""
+
+    instance_id: str
+    path: str
+    depth: int = 1
+    waits: bool = True
+    on_parent_end: Literal["cancel", "abandon"] = "cancel"
+
+
 class InstanceCreated(Event, frozen=True, omit_defaults=True, tag="instance.created"):
     """Event 1: everything that a run needs to know besides its version's definition."""
 
@@ -66,10 +150,84 @@ class InstanceCreated(Event, frozen=True, omit_defaults=True, tag="instance.crea
     queue_timeout: timedelta | None = None
     labels: dict[str, str] = {}
     created_by: str | None = None
+    debug: Debug | None = None
+    parent: Parent | None = None
+    fork_of: str | None = None
+    pins: tuple[Pin, ...] = ()
+    parameters: dict[str, Any] = {}
+    concurrency_key: str | None = None
 
 
 class InstanceStarted(Event, frozen=True, omit_defaults=True, tag="instance.started"):
     worker: str | None = None
+
+
+class InstancePaused(Event, frozen=True, omit_defaults=True, tag="instance.paused"):
+    """No node is started until ``instance.resumed``; running ones finish. ``path``: the node that a debugger stopped at."""
+
+    reason: PauseReason
+    by: str | None = None
+    path: str | None = None
+    phase: Phase | None = None
+
+
+class InstanceResumed(Event, frozen=True, omit_defaults=True, tag="instance.resumed"):
+    """Go on. ``step``: only to the next node."""
+
+    by: str | None = None
+    step: bool = False
+
+
+class InstanceReopened(Event, frozen=True, omit_defaults=True, tag="instance.reopened"):
+    """A FAILED instance goes on: these failed nodes are run again, and what was skipped or cancelled because of them."""
+
+    paths: tuple[str, ...]
+    by: str | None = None
+
+
+class DebugSet(Event, frozen=True, omit_defaults=True, tag="debug.set"):
+    """Stepping and breakpoints from now on."""
+
+    debug: Debug
+    by: str | None = None
+
+
+class ValueSet(Event, frozen=True, omit_defaults=True, tag="debug.value_set"):
+    """A debugger gave a node another input, or another output (then the node counts as COMPLETED with it)."""
+
+    path: str
+    what: Literal["input", "output"]
+    value: Any = None
+    by: str | None = None
+
+
+class SignalReceived(Event, frozen=True, omit_defaults=True, tag="signal.received"):
+    """A signal: taken by the oldest node that waits for its name, or kept for the first that will."""
+
+    name: str
+    payload: Any = None
+    by: str | None = None
+
+
+class ApprovalAnswered(Event, frozen=True, omit_defaults=True, tag="approval.answered"):
+    """A person's answer to the approval that waits at ``path``."""
+
+    path: str
+    approved: bool
+    answer: Any = None
+    comment: str | None = None
+    by: str | None = None
+
+
+class ChildEnded(Event, frozen=True, omit_defaults=True, tag="child.ended"):
+    """The child instance that ``path`` waits for has ended with this status, output or error."""
+
+    path: str
+    instance_id: str
+    status: str
+    output: Any = None
+    artifact: Artifact | None = None
+    error: Failure | None = None
 
 
 class CancelRequested(Event, frozen=True, omit_defaults=True, tag="instance.cancel_requested"):
@@ -101,6 +259,13 @@ class NodeStarted(NodeEvent, frozen=True, omit_defaults=True, tag="node.started"
     worker: str | None = None
 
 
+class NodeWaiting(NodeEvent, frozen=True, omit_defaults=True, tag="node.waiting"):
+    """The node waits for something outside; nothing runs meanwhile."""
+
+    attempt: int
+    awaited: Awaited
+
+
 class NodeProgress(NodeEvent, frozen=True, omit_defaults=True, tag="node.progress"):
     attempt: int
     done: float
@@ -130,6 +295,7 @@ class NodeCompleted(NodeEvent, frozen=True, omit_defaults=True, tag="node.comple
     output: Any = None
     artifact: Artifact | None = None
     usage: Usage | None = None
+    cached: bool = False
 
 
 class NodeFailed(NodeEvent, frozen=True, omit_defaults=True, tag="node.failed"):
@@ -160,12 +326,21 @@ class NodeLost(NodeEvent, frozen=True, omit_defaults=True, tag="node.lost"):
 AnyEvent = (
     InstanceCreated
     | InstanceStarted
+    | InstancePaused
+    | InstanceResumed
+    | InstanceReopened
     | CancelRequested
+    | DebugSet
+    | ValueSet
+    | SignalReceived
+    | ApprovalAnswered
+    | ChildEnded
     | InstanceCompleted
     | InstanceFailed
     | InstanceCanceled
     | InstanceTimedOut
     | NodeStarted
+    | NodeWaiting
     | NodeProgress
     | NodeLog
     | NodeRetrying
@@ -176,10 +351,7 @@ AnyEvent = (
     | NodeLost
 )
 
-EVENT_TYPES: dict[str, type[Event]] = {
-    str(kind.__struct_config__.tag): kind
-    for kind in AnyEvent.__args__
-}
+EVENT_TYPES: dict[str, type[Event]] = {str(kind.__struct_config__.tag): kind for kind in AnyEvent.__args__}
 
 
 class Recorded(msgspec.Struct, frozen=True):
