@@ -163,7 +163,7 @@ class InstanceStarted(Event, frozen=True, omit_defaults=True, tag="instance.star
 
 
 class InstancePaused(Event, frozen=True, omit_defaults=True, tag="instance.paused"):
-    """No node is started until ``instance.resumed``; running ones finish. ``path``: the node that a debugger stopped at."""
+    """No node is started until ``instance.resumed``; running ones finish. ``path``: the node a debugger stopped at."""
 
     reason: PauseReason
     by: str | None = None
@@ -179,7 +179,7 @@ class InstanceResumed(Event, frozen=True, omit_defaults=True, tag="instance.resu
 
 
 class InstanceReopened(Event, frozen=True, omit_defaults=True, tag="instance.reopened"):
-    """A FAILED instance goes on: these failed nodes are run again, and what was skipped or cancelled because of them."""
+    """A FAILED instance goes on: these failed nodes run again, and what was skipped or cancelled for them."""
 
     paths: tuple[str, ...]
     by: str | None = None
