@@ -43,7 +43,7 @@ async def test_a_node_stopped_as_it_is_launched_ends(tmp_path: Path) -> None:
             open_c.set()
 
     async with engine_on(tmp_path, observe_commit=meanwhile) as engine:
-        nodes = [gated("a", "launched a"), gated("b", "never"), gated("c", "launched c", fails=True)]
+        nodes = [gated("a", "launched a"), gated("b", "launched b"), gated("c", "launched c", fails=True)]
         id = await started(engine, document(nodes, [{"source": "a", "target": "b"}]))
         open_a.set()
         events = await history(engine, id)

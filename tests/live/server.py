@@ -239,6 +239,7 @@ class Server:
             subprotocols=[Subprotocol("graphql-transport-ws")],
             compression=None,
             max_size=None,
+            max_queue=None,  # a client whose queue is full does not hear the answer to its own close frame
             ping_interval=None,
             close_timeout=2,
             proxy=None,
