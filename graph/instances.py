@@ -15,7 +15,8 @@ from engine.instances import Started
 from flow import errors, states
 from flow import events as e
 from flow.states import InstanceStatus
-from graph.events import InstanceEvent, event
+from graph.event_types import InstanceEvent
+from graph.events import event
 from graph.loaders import Counted, Events, Part
 from graph.nodes import NodeExecution, NodeExecutionWhere, duration, execution
 from graph.objects import (

@@ -22,7 +22,8 @@ from flow.errors import NotFound
 from flow.expressions import ExpressionError
 from flow.history import NodeState
 from flow.states import NodeStatus, SkipReason
-from graph.events import LogLine, log_line
+from graph.event_types import LogLine
+from graph.events import log_line
 from graph.loaders import Events, artifact_json
 from graph.objects import (
     Failure,

@@ -18,7 +18,8 @@ from db.store import lists
 from engine.access import Permission
 from flow import errors
 from flow import events as e
-from graph.events import InstanceEvent, LogLine, event, log_line
+from graph.event_types import InstanceEvent, LogLine
+from graph.events import event, log_line
 from graph.instances import Instance, InstanceWhere, instance
 from graph.nodes import NodeExecution, execution
 from graph.paging import refuse, where
