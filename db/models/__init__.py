@@ -2,7 +2,7 @@
 
 from db.base import Base
 from db.models.access import Project, Token, User
-from db.models.instances import Artifact, EventRow, InboxItem, Instance, NodeExecution
+from db.models.instances import Artifact, EventRow, InboxItem, Instance, NodeExecution, NodeResult
 from db.models.workflows import Workflow, WorkflowVersion
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "InboxItem",
     "Instance",
     "NodeExecution",
+    "NodeResult",
     "Project",
     "Token",
     "User",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Boolean, ForeignKey, String
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, Instant, Json
 
 
 class Project(Base):
-    """A tenant. ``change_seq`` is the last place given out in the project's order of changes."""
+    """A tenant. ``change_seq`` is the last place given out in the project's order of changes.
+
+    ``max_running``: so many instances at once (None: any number).
+    """
 
     __tablename__ = "projects"
 
@@ -19,6 +22,7 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(255), unique=True)
     change_seq: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[datetime] = mapped_column(Instant)
+    max_running: Mapped[int | None] = mapped_column(Integer)
 
 
 class User(Base):

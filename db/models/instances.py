@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, Instant, Json, JsonText
@@ -15,7 +15,8 @@ class Instance(Base):
     """One run: a projection of its events, and the lease on it.
 
     ``fence`` grows by one with every claim; only its holder may append. ``lease_until`` is an instant on the
-    *database's* clock. ``due_at`` is when an unheld instance wants to be woken (a retry, a deadline).
+    *database's* clock. ``due_at`` is when an unheld instance wants to be woken (a retry, a deadline). ``gate`` is set
+    while a limit (``db.store.admission``) keeps the run from starting, and says which; nobody claims it then.
     """
 
     __tablename__ = "instances"
@@ -37,6 +38,22 @@ class Instance(Base):
             "due_at",
             sqlite_where=text("completed_at IS NULL"),
             postgresql_where=text("completed_at IS NULL"),
+        ),
+        Index(None, "parent_id"),
+        Index(
+            "ix_instances_running",
+            "project_id",
+            "workflow_id",
+            "concurrency_key",
+            "gate",
+            sqlite_where=text("completed_at IS NULL"),
+            postgresql_where=text("completed_at IS NULL"),
+        ),
+        Index(
+            "ix_instances_gate",
+            "project_id",
+            sqlite_where=text("gate IS NOT NULL"),
+            postgresql_where=text("gate IS NOT NULL"),
         ),
     )
 
@@ -65,6 +82,14 @@ class Instance(Base):
     lease_until: Mapped[datetime | None] = mapped_column(Instant)
     due_at: Mapped[datetime | None] = mapped_column(Instant)
     lost_claims: Mapped[int] = mapped_column(Integer, default=0)
+    pause_reason: Mapped[str | None] = mapped_column(String(16))
+    parent_id: Mapped[str | None] = mapped_column(String(64))
+    parent_path: Mapped[str | None] = mapped_column(Text)
+    ends_with_parent: Mapped[bool | None] = mapped_column(Boolean)
+    fork_of: Mapped[str | None] = mapped_column(String(64))
+    concurrency_key: Mapped[str | None] = mapped_column(String(255))
+    concurrency_limit: Mapped[int | None] = mapped_column(Integer)
+    gate: Mapped[str | None] = mapped_column(String(16))
 
 
 class EventRow(Base):
@@ -107,10 +132,29 @@ class NodeExecution(Base):
     usage: Mapped[Any] = mapped_column(Json, nullable=True)
     worker: Mapped[str | None] = mapped_column(String(64))
     last_seq: Mapped[int] = mapped_column(Integer)
+    awaited: Mapped[Any] = mapped_column(Json, nullable=True)
+    cached: Mapped[bool | None] = mapped_column(Boolean)
+
+
+class NodeResult(Base):
+    """What a node gave once, to be used again by equal nodes of the same project until it expires.
+
+    ``key`` is the SHA-256 of everything that the output depends on (``engine.cache``).
+    """
+
+    __tablename__ = "node_results"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    output: Mapped[Any] = mapped_column(Json, nullable=True)
+    artifact: Mapped[Any] = mapped_column(Json, nullable=True)
+    instance_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(Instant)
+    expires_at: Mapped[datetime] = mapped_column(Instant, index=True)
 
 
 class InboxItem(Base):
-    """Something for an instance's holder from anybody else: a cancel request now, signals and answers later."""
+    """Something for an instance's holder from anybody else: a cancel request, a signal, an answer."""
 
     __tablename__ = "inbox"
     __table_args__ = {"sqlite_autoincrement": True}

@@ -14,7 +14,7 @@ from db.base import Base, Instant, Json
 class Workflow(Base):
     """A named process; ``current_version_id`` is the version that new runs take.
 
-    ``change_seq`` is the project's place of its last change.
+    ``change_seq`` is the project's place of its last change. ``max_running``: so many instances at once (None: any).
     """
 
     __tablename__ = "workflows"
@@ -40,6 +40,7 @@ class Workflow(Base):
     updated_by: Mapped[str | None] = mapped_column(String(64))
     deleted_at: Mapped[datetime | None] = mapped_column(Instant)
     deleted_by: Mapped[str | None] = mapped_column(String(64))
+    max_running: Mapped[int | None] = mapped_column(Integer)
 
 
 class WorkflowVersion(Base):

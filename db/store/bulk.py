@@ -85,7 +85,7 @@ def select_in(
 @lru_cache(maxsize=256)
 def _select(table: Table, columns: tuple[str, ...], key: str, size: int, lock: bool) -> str:
     wanted = ", ".join(f"${i + 1}" for i in range(size))
-    suffix = f" ORDER BY {key}" + (" FOR UPDATE" if lock else "")
+    suffix = f" ORDER BY {key}" + (" FOR NO KEY UPDATE" if lock else "")
     return f"SELECT {', '.join(columns)} FROM {table.name} WHERE {key} IN ({wanted}){suffix}"
 
 

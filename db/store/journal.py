@@ -8,16 +8,16 @@ processes never wait for each other in a circle.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy import Connection, Table, delete, select, update
 
-from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution, Workflow
-from db.store import bulk, changes
+from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution, Project, Workflow
+from db.store import admission, bulk, changes
 from db.store.dbclock import db_now
 from flow import events as e
 from flow.history import NodeState, Snapshot
@@ -29,7 +29,8 @@ class Create:
     """A new instance with its event 1. With ``worker``, it is claimed at once for that worker (its fence is 1).
 
     ``current``: its version is to be the workflow's current one. That, and that the workflow may be run at all, is
-    checked in the same transaction.
+    checked in the same transaction, and so is whether a limit allows it to begin (``db.store.admission``): ``limit`` is
+    the one of its concurrency key, ``on_conflict`` what happens where that is reached.
     """
 
     instance_id: str
@@ -39,6 +40,8 @@ class Create:
     current: bool = True
     worker: str | None = None
     lease_s: float = 15.0
+    limit: int | None = None
+    on_conflict: Literal["queue", "cancel_running", "skip"] = "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Append:
 
     ``fence`` is the holder's; ``base_seq`` is the last sequence number before these events. ``release``: the lease
     is given back with this append, to be woken at ``due_at`` (None: only by somebody else). ``progress``: something
-    ended, so that earlier deaths of workers no longer count.
+    ended, so that earlier deaths of workers no longer count. ``children`` are created with these events, and
+    ``letters`` put into the inboxes of other instances of the project.
     """
 
     instance_id: str
@@ -70,6 +74,8 @@ class Append:
     release: bool = False
     due_at: datetime | None = None
     progress: bool = False
+    children: Sequence[Create] = ()
+    letters: Sequence[tuple[str, e.Event]] = ()
 
 
 Entry = Create | Append
@@ -80,10 +86,14 @@ class Committed:
     """It is stored. ``change_seq`` is the project's place of the entry's last event.
 
     ``more``: the inbox got something new while the lease was being given back: wake the instance again.
+    ``gated``: a limit may keep the new instance waiting, so it was not claimed. ``woken``: other instances that have
+    something to do now: letters to read, or they are new, or a limit lets them begin.
     """
 
     change_seq: int
     more: bool = False
+    gated: bool = False
+    woken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +110,21 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """The limit of its concurrency key is reached, by this instance among others; nothing was created."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Another worker holds the instance, or it is gone; nothing was written for it."""
 
 
-Outcome = Committed | Exists | Stale | Lost
+Outcome = Committed | Exists | Stale | Skipped | Lost
 
+_PROJECTS: Table = Project.__table__  # type: ignore[assignment]
+_INBOX: Table = InboxItem.__table__  # type: ignore[assignment]
 _INSTANCES: Table = Instance.__table__  # type: ignore[assignment]
 _WORKFLOWS: Table = Workflow.__table__  # type: ignore[assignment]
 _EVENTS: Table = EventRow.__table__  # type: ignore[assignment]
@@ -122,6 +141,7 @@ _CHANGING = (
     "completed_at",
     "cancel_requested_at",
     "last_seq",
+    "pause_reason",
 )
 _FIXED = (
     "id",
@@ -136,7 +156,8 @@ _FIXED = (
     "created_by",
 )
 _LEASE = ("fence", "owner", "lease_until", "due_at", "lost_claims")
-_NEW_COLUMNS = (*_FIXED, *_CHANGING, "idempotency_key", "change_seq", *_LEASE)
+_ORIGIN = ("parent_id", "parent_path", "ends_with_parent", "fork_of", "concurrency_key", "concurrency_limit", "gate")
+_NEW_COLUMNS = (*_FIXED, *_CHANGING, "idempotency_key", "change_seq", *_LEASE, *_ORIGIN)
 _APPEND_COLUMNS = (*_FIXED, *_CHANGING, "change_seq", *_LEASE)
 _APPEND_UPSERT = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(
     f"{column} = excluded.{column}" for column in (*_CHANGING, "change_seq", *_LEASE)
@@ -162,6 +183,8 @@ _NODE_COLUMNS = (
     "usage",
     "worker",
     "last_seq",
+    "awaited",
+    "cached",
 )
 _NODE_UPSERT = bulk.upsert(("instance_id", "path"), _NODE_COLUMNS)
 _ARTIFACT_COLUMNS = ("id", "project_id", "instance_id", "sha256", "size", "media_type", "created_at")
@@ -174,6 +197,7 @@ class _Held(NamedTuple):
     owner: str | None
     lease_until: Any
     lost_claims: int
+    completed_at: Any
 
 
 def instance_row(instance_id: str, project_id: str, snapshot: Snapshot) -> tuple[Any, ...]:
@@ -199,6 +223,7 @@ def instance_row(instance_id: str, project_id: str, snapshot: Snapshot) -> tuple
         snapshot.completed_at,
         snapshot.cancel_requested_at,
         snapshot.last_seq,
+        snapshot.pause.reason.value if snapshot.pause is not None else None,
     )
 
 
@@ -209,7 +234,7 @@ def node_row(instance_id: str, path: str, node_type: str, state: NodeState) -> t
         instance_id,
         path,
         state.ordinal,
-        path,
+        path.rpartition("/")[2],
         node_type,
         state.status.value,
         state.skip_reason,
@@ -225,6 +250,8 @@ def node_row(instance_id: str, path: str, node_type: str, state: NodeState) -> t
         _builtins(state.usage),
         state.worker,
         state.last_seq,
+        _builtins(state.awaited),
+        state.cached or None,
     )
 
 
@@ -236,7 +263,8 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
     creates = [entry for entry in group if isinstance(entry, Create)]
     appends = [entry for entry in group if isinstance(entry, Append)]
     outcomes: dict[int, Outcome] = {}
-    held = _held(connection, appends)
+    followers = _followers(connection, appends)
+    held = _held(connection, appends, followers)
     accepted: list[Append] = []
     for append in appends:
         row = held.get(append.instance_id)
@@ -248,8 +276,87 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             outcomes[id(append)] = Committed(row.change_seq)  # the reply was lost, not the commit
         else:
             outcomes[id(append)] = Lost()
-    if creates:  # what is looked up for them must still be so when they are inserted
+    woken: dict[int, list[str]] = {id(append): [child.instance_id for child in append.children] for append in accepted}
+    letters: list[tuple[Entry, str, e.Event]] = [
+        (append, to, event) for append in accepted for to, event in append.letters
+    ]
+    letters += [(append, to, _PARENT_ENDED) for append in accepted for to in followers.get(append.instance_id, ())]
+    children = [child for append in accepted for child in append.children]
+    if creates or children:  # what is looked up for them must still be so when they are inserted
         changes.hold(connection, (entry.project_id for entry in group))
+    fresh = [*_admissible(connection, creates, outcomes), *children]
+    gates = _gates(connection, fresh)
+    for create in fresh:
+        if create.on_conflict == "cancel_running" and create.limit is not None:
+            overrun = _overrun(connection, create)
+            woken.setdefault(id(create), []).extend(overrun)
+            letters += [(create, to, _OVERRUN) for to in overrun]
+    places = _places(connection, [*fresh, *accepted])
+    _insert_new(connection, fresh, places, gates)
+    _insert_events(connection, fresh, accepted, places)
+    _update_instances(connection, accepted, held, places)
+    _upsert_nodes(connection, accepted)
+    _insert_artifacts(connection, accepted)
+    _post(connection, letters, held, woken)
+    more = _settle_inbox(connection, accepted)
+    written: list[Entry] = [*fresh, *accepted]
+    admitted = _let_in(connection, written, gates)
+    for entry in written:
+        last = places[id(entry)] + (len(entry.events) if isinstance(entry, Append) else 1) - 1
+        outcomes[id(entry)] = Committed(
+            last,
+            more=entry.instance_id in more,
+            gated=id(entry) in gates,
+            woken=(*woken.get(id(entry), ()), *admitted.pop(entry.project_id, ())),
+        )
+    return [outcomes[id(entry)] for entry in group]
+
+
+_PARENT_ENDED = e.CancelRequested(reason="The instance that started this one has ended.")
+_OVERRUN = e.CancelRequested(reason="A newer instance of the same concurrency key takes its place.")
+
+
+def _ends(append: Append) -> bool:
+    return InstanceStatus(append.instance[len(_FIXED)]).terminal
+
+
+def _followers(connection: Connection, appends: Sequence[Append]) -> dict[str, list[str]]:
+    """The open children that end with their parents, of those instances that end early now."""
+    early = [append for append in appends if _ends(append) and append.instance[len(_FIXED)] != InstanceStatus.COMPLETED]
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    if early:
+        query = select(Instance.parent_id, Instance.id).where(
+            Instance.parent_id.in_([append.instance_id for append in early]),
+            Instance.ends_with_parent.is_(True),
+            Instance.completed_at.is_(None),
+        )
+        for parent_id, child_id in connection.execute(query):
+            found[str(parent_id)].append(child_id)
+    return found
+
+
+def _held(
+    connection: Connection, appends: Sequence[Append], followers: Mapping[str, Sequence[str]]
+) -> dict[str, _Held]:
+    """The rows of the instances that are written to, be it only a letter; nobody else changes them meanwhile."""
+    wanted = {append.instance_id for append in appends}
+    wanted.update(to for append in appends for to, _ in append.letters)
+    wanted.update(id for ids in followers.values() for id in ids)
+    if not wanted:
+        return {}
+    rows = bulk.select_in(
+        connection,
+        _INSTANCES,
+        ("id", "fence", "last_seq", "change_seq", "owner", "lease_until", "lost_claims", "completed_at"),
+        "id",
+        sorted(wanted),
+        lock=True,
+    )
+    return {row[0]: _Held(*row[1:]) for row in rows}
+
+
+def _admissible(connection: Connection, creates: Sequence[Create], outcomes: dict[int, Outcome]) -> list[Create]:
+    """The new instances that are to be created; the others get their outcome."""
     existing = _existing(connection, creates)
     workflows = _workflows(connection, creates)
     fresh: list[Create] = []
@@ -258,36 +365,109 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             outcomes[id(create)] = found
         elif not _startable(create, workflows):
             outcomes[id(create)] = Stale()
+        elif (other := _taken_by(connection, create, fresh)) is not None:
+            outcomes[id(create)] = Skipped(other)
         else:
             fresh.append(create)
             if create.idempotency_key is not None:
                 existing[_key(create)] = Exists(create.instance_id, 0)
-    places = _places(connection, [*fresh, *accepted])
-    _insert_new(connection, fresh, places)
-    _insert_events(connection, fresh, accepted, places)
-    _update_instances(connection, accepted, held, places)
-    _upsert_nodes(connection, accepted)
-    _insert_artifacts(connection, accepted)
-    more = _settle_inbox(connection, accepted)
-    written: list[Entry] = [*fresh, *accepted]
-    for entry in written:
-        last = places[id(entry)] + (len(entry.events) if isinstance(entry, Append) else 1) - 1
-        outcomes[id(entry)] = Committed(last, more=entry.instance_id in more)
-    return [outcomes[id(entry)] for entry in group]
+    return fresh
 
 
-def _held(connection: Connection, appends: Sequence[Append]) -> dict[str, _Held]:
-    if not appends:
+def _group(create: Create) -> admission.Group:
+    return _created(create).workflow_id, _created(create).concurrency_key
+
+
+def _taken_by(connection: Connection, create: Create, before: Sequence[Create]) -> str | None:
+    """An instance that has the place of one which is not to wait for it."""
+    if create.on_conflict != "skip" or create.limit is None:
+        return None
+    others = admission.others(connection, create.project_id, _group(create))
+    others += [other.instance_id for other in before if _group(other) == _group(create)]
+    return others[0] if len(others) >= create.limit else None
+
+
+def _overrun(connection: Connection, create: Create) -> list[str]:
+    """The oldest instances of the key, as many as must go for this one to have a place."""
+    assert create.limit is not None
+    others = admission.others(connection, create.project_id, _group(create))
+    return others[: max(0, len(others) - create.limit + 1)]
+
+
+def _gates(connection: Connection, fresh: Sequence[Create]) -> dict[int, admission.Gate]:
+    """The gate of each new instance that a limit may concern."""
+    if not fresh:
         return {}
-    rows = bulk.select_in(
-        connection,
-        _INSTANCES,
-        ("id", "fence", "last_seq", "change_seq", "owner", "lease_until", "lost_claims"),
-        "id",
-        [append.instance_id for append in appends],
-        lock=True,
+    ids = sorted({_created(create).workflow_id for create in fresh})
+    workflows = dict(bulk.select_in(connection, _WORKFLOWS, ("id", "max_running"), "id", ids))
+    projects = dict(
+        bulk.select_in(connection, _PROJECTS, ("id", "max_running"), "id", sorted({c.project_id for c in fresh}))
     )
-    return {row[0]: _Held(*row[1:]) for row in rows}
+    gates: dict[int, admission.Gate] = {}
+    for create in fresh:
+        if create.limit is not None:
+            gates[id(create)] = admission.Gate.KEY
+        elif workflows.get(_created(create).workflow_id) is not None:
+            gates[id(create)] = admission.Gate.WORKFLOW
+        elif projects.get(create.project_id) is not None:
+            gates[id(create)] = admission.Gate.PROJECT
+    return gates
+
+
+def _let_in(
+    connection: Connection, written: Sequence[Entry], gates: Mapping[int, admission.Gate]
+) -> dict[str, list[str]]:
+    """By project, who may begin now that these are here or have ended; who stays out is told by which limit."""
+    projects = {entry.project_id for entry in written if isinstance(entry, Create) and id(entry) in gates}
+    ended = {entry.project_id for entry in written if isinstance(entry, Append) and _ends(entry)} - projects
+    if ended:
+        projects.update(admission.waiting(connection, sorted(ended)))
+    found: dict[str, list[str]] = {}
+    for project_id in sorted(projects):
+        admitted = admission.admit(connection, project_id)
+        found[project_id] = admitted.ids
+        for entry in written:
+            if isinstance(entry, Create) and entry.project_id == project_id and id(entry) in gates:
+                gate = admitted.gates.get(_group(entry))
+                if gate is not None and gate is not gates[id(entry)] and entry.instance_id not in admitted.ids:
+                    statement = update(Instance).where(Instance.id == entry.instance_id).values(gate=gate.value)
+                    connection.execute(statement, execution_options={"synchronize_session": False})
+    return found
+
+
+def _post(
+    connection: Connection,
+    letters: Sequence[tuple[Entry, str, e.Event]],
+    held: Mapping[str, _Held],
+    woken: dict[int, list[str]],
+) -> None:
+    """Put letters into inboxes; nobody writes to an instance that has ended."""
+    rows = []
+    for entry, to, event in letters:
+        if to not in held or held[to].completed_at is None:
+            at = entry.created.at if isinstance(entry, Create) else entry.events[-1].at
+            rows.append((to, msgspec.to_builtins(event), at))
+            woken.setdefault(id(entry), []).append(to)
+    if rows:
+        bulk.insert(connection, _INBOX, ("instance_id", "data", "created_at"), rows)
+        rouse(connection, sorted({row[0] for row in rows}))
+        canceled = [row[0] for row in rows if row[1]["type"] == "instance.cancel_requested"]
+        if canceled:
+            ungate(connection, canceled)
+
+
+def rouse(connection: Connection, instance_ids: Sequence[str]) -> None:
+    """Make the instances due, if nobody holds them: whoever forgets to wake them, the sweep does not."""
+    unheld = update(Instance).where(
+        Instance.id.in_(instance_ids), Instance.lease_until.is_(None), Instance.completed_at.is_(None)
+    )
+    connection.execute(unheld.values(due_at=db_now()), execution_options={"synchronize_session": False})
+
+
+def ungate(connection: Connection, instance_ids: Sequence[str]) -> None:
+    """Let the instances be claimed whatever the limits say: they are to be cancelled."""
+    gated = update(Instance).where(Instance.id.in_(instance_ids), Instance.gate.is_not(None))
+    connection.execute(gated.values(gate=None), execution_options={"synchronize_session": False})
 
 
 def _key(create: Create) -> tuple[str, str | None]:
@@ -320,7 +500,10 @@ def _workflows(connection: Connection, creates: Sequence[Create]) -> dict[str, t
 def _startable(create: Create, workflows: dict[str, tuple[Any, ...]]) -> bool:
     created = _created(create)
     row = workflows.get(created.workflow_id)
-    if row is None or row[1] != create.project_id or not WorkflowStatus(row[2]).runnable:
+    if row is None or row[1] != create.project_id:
+        return False
+    status = WorkflowStatus(row[2])
+    if not status.runnable and not (status is WorkflowStatus.DRAFT and created.debug is not None):
         return False
     return not create.current or row[3] == created.version_id
 
@@ -345,24 +528,44 @@ def _places(connection: Connection, entries: Sequence[Entry]) -> dict[int, int]:
     return places
 
 
-def _insert_new(connection: Connection, creates: Sequence[Create], places: dict[int, int]) -> None:
+def _insert_new(
+    connection: Connection,
+    creates: Sequence[Create],
+    places: dict[int, int],
+    gates: Mapping[int, admission.Gate],
+) -> None:
     rows = []
     leases = {create.lease_s for create in creates if create.worker is not None}
     until = {lease_s: connection.execute(select(db_now(lease_s))).scalar_one() for lease_s in leases}
     for create in creates:
         snapshot = Snapshot()
         snapshot.apply(create.created)
+        created, gate = _created(create), gates.get(id(create))
+        claimed = create.worker is not None and gate is None
         rows.append(
             (
                 *instance_row(create.instance_id, create.project_id, snapshot),
                 create.idempotency_key,
                 places[id(create)],
-                *((1, create.worker, until[create.lease_s]) if create.worker is not None else (0, None, None)),
-                *(None, 0),
+                *((1, create.worker, until[create.lease_s]) if claimed else (0, None, None)),
+                *(_deadline(create) if gate is not None else None, 0),
+                *((parent.instance_id, parent.path) if (parent := created.parent) is not None else (None, None)),
+                parent.on_parent_end == "cancel" if parent is not None else None,
+                created.fork_of,
+                created.concurrency_key,
+                create.limit,
+                gate.value if gate is not None else None,
             )
         )
     if rows:
         bulk.insert(connection, _INSTANCES, _NEW_COLUMNS, rows)
+
+
+def _deadline(create: Create) -> datetime | None:
+    """When a run that never begins is over all the same."""
+    created = _created(create)
+    limits = [limit for limit in (created.timeout, created.queue_timeout) if limit is not None]
+    return create.created.at + min(limits) if limits else None
 
 
 def _insert_events(
@@ -444,7 +647,10 @@ def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozense
     if not released:
         return frozenset()
     query = select(InboxItem.instance_id).where(InboxItem.instance_id.in_(released)).distinct()
-    return frozenset(connection.execute(query).scalars())
+    more = sorted(connection.execute(query).scalars())
+    if more:
+        rouse(connection, more)
+    return frozenset(more)
 
 
 def _builtins(value: msgspec.Struct | None) -> Any:

@@ -16,7 +16,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 
-from db.models import Instance
+from db.models import InboxItem, Instance
+from db.store.admission import rank
 from db.store.dbclock import db_now
 
 
@@ -51,7 +52,8 @@ _deaths = Instance.lost_claims + case((_died, 1), else_=0)
 def claim(
     connection: Connection, worker: str, instance_ids: Sequence[str], lease_s: float, *, suspects: bool = False
 ) -> list[Claim]:
-    """Take the leases that are free; there is no Claim for one that is taken, has ended, or is a suspect's.
+    """Take the leases that are free; there is no Claim for one that is taken, has ended, waits at a gate, or is a
+    suspect's.
 
     ``suspects``: take only suspects instead.
     """
@@ -62,6 +64,7 @@ def claim(
         .where(
             Instance.id.in_(list(instance_ids)),
             Instance.completed_at.is_(None),
+            Instance.gate.is_(None),
             _free(),
             _deaths >= SUSPECT if suspects else _deaths < SUSPECT,
         )
@@ -83,6 +86,26 @@ def claim(
     )
     rows = connection.execute(statement, execution_options={"synchronize_session": False})
     return [Claim(*row) for row in rows]
+
+
+def claim_failed(connection: Connection, worker: str, instance_id: str, lease_s: float) -> Claim | None:
+    """Take an instance that has FAILED, to let it go on; None if it hasn't, or somebody else is about to."""
+    statement = (
+        update(Instance)
+        .where(Instance.id == instance_id, Instance.status == "FAILED", _free())
+        .values(owner=worker, fence=Instance.fence + 1, lease_until=db_now(lease_s), lost_claims=0)
+        .returning(Instance.id, Instance.project_id, Instance.version_id, Instance.fence, Instance.priority)
+    )
+    row = connection.execute(statement, execution_options={"synchronize_session": False}).one_or_none()
+    return None if row is None else Claim(*row, lost_claims=0)
+
+
+def with_letters(connection: Connection, worker: str) -> list[str]:
+    """The instances held by this worker that have something in their inbox."""
+    query = select(InboxItem.instance_id).where(
+        InboxItem.instance_id.in_(select(Instance.id).where(Instance.owner == worker))
+    )
+    return list(connection.execute(query.distinct()).scalars())
 
 
 def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: float) -> set[str]:
@@ -119,7 +142,7 @@ def expire_all(connection: Connection) -> int:
 
 
 def due(connection: Connection, limit: int) -> list[Due]:
-    """Instances to be woken: never claimed, or their lease ran out, or their time has come; urgent ones first."""
+    """Instances to be woken: never claimed, or their lease ran out, or their time has come; the best rank first."""
     waiting = or_(
         and_(Instance.owner.is_(None), Instance.lease_until.is_(None), Instance.status == "PENDING"),
         and_(Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
@@ -127,8 +150,8 @@ def due(connection: Connection, limit: int) -> list[Due]:
     )
     query = (
         select(Instance.id, Instance.priority, Instance.created_at)
-        .where(Instance.completed_at.is_(None), waiting, _deaths < SUSPECT)
-        .order_by(Instance.priority.desc(), Instance.created_at)
+        .where(Instance.completed_at.is_(None), Instance.gate.is_(None), waiting, _deaths < SUSPECT)
+        .order_by(rank())
         .limit(limit)
     )
     return [Due(*row) for row in connection.execute(query)]

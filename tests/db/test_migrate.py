@@ -89,11 +89,19 @@ def _sqlite_schema(path: Path) -> dict[str, list[str]]:
     connection = sqlite3.connect(path)
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     connection.close()
-    return {
-        name: sorted(line.strip().rstrip(",") for line in sql.splitlines())  # constraints come in another order
-        for name, sql in rows
-        if name not in ("alembic_version", "sqlite_sequence")
-    }
+    return {name: _parts(sql) for name, sql in rows if name not in ("alembic_version", "sqlite_sequence")}
+
+
+def _parts(sql: str) -> list[str]:
+    """What is before, between and after the outermost parentheses, in no order: added columns come last."""
+    parts, depth = [""], 0
+    for character in " ".join(sql.split()):
+        depth += (character == "(") - (character == ")")
+        if (character == "(" and depth == 1) or (character == ")" and depth == 0) or (character == "," and depth == 1):
+            parts.append("")
+        else:
+            parts[-1] += character
+    return sorted(part.strip() for part in parts)
 
 
 async def test_postgres_tables_are_to_the_letter_those_of_the_models(
