@@ -10,11 +10,14 @@ import strawberry
 from strawberry import UNSET, argument, field
 
 from db.store import lists
+from engine import clock
 from engine.access import Actor, Permission
 from engine.instances import Started
-from flow import errors, states
+from flow import errors, states, timing
 from flow import events as e
+from flow.events import PauseReason, Phase
 from flow.states import InstanceStatus
+from graph.blocked import slim_state
 from graph.event_types import InstanceEvent
 from graph.events import event
 from graph.loaders import Counted, Events, Part
@@ -42,6 +45,7 @@ from graph.paging import (
     part,
     where,
 )
+from graph.pending import Pending, joined, pending
 from graph.permissions import Info, caller, query
 from graph.scalars import JSON, BigInt
 
@@ -80,6 +84,45 @@ class InstanceProgress:
     failed: int = field(description="Failed for good.")
     skipped: int = field(description="Were not run.")
     canceled: int = field(description="Were stopped.")
+    of: strawberry.Private[Instance]
+
+    @derived(
+        "How much is done, from 0 to 1: each node weighs what it took in the workflow's last runs, and a running one "
+        "counts by its own word or its time so far."
+    )
+    async def fraction(self, info: Info) -> float:
+        """By ``flow.timing``."""
+        load = info.context.load
+        if self.of.status is InstanceStatus.COMPLETED:
+            return 1.0
+        graph = await load.graph.load(self.of.version_id)
+        if graph is None:
+            return 0.0
+        outer = await load.outer.load(self.of.id)
+        past = await load.past(self.of.version_id)
+        return timing.progress(graph, {row.path: slim_state(row) for row in outer}, past, clock.now())
+
+
+@strawberry.type(description="Why and where a run stands still.")
+class InstancePause:
+    """See ``flow.events.InstancePaused``."""
+
+    reason: PauseReason = field(description="Somebody paused it, or a debugger did.")
+    at: datetime = field(description="Since when.")
+    by: str | None = field(description="Who paused it: a user's id.")
+    node_path: str | None = field(description="The node that a debugger stopped at.")
+    phase: Phase | None = field(description="On which side of that node.")
+
+
+@strawberry.type(description="One node of a critical path.")
+class CriticalStep:
+    """See ``flow.timing.Step``."""
+
+    path: str = field(description="The node's place in the run.")
+    started_at: datetime = field(description="When it began.")
+    completed_at: datetime | None = field(description="When it ended; null while it runs.")
+    duration: timedelta = field(description="How long it took, or has taken so far.")
+    waited: timedelta = field(description="How long it stood ready, after what was before it on the path had ended.")
 
 
 @strawberry.type(description="One run of one version of a workflow. It keeps its version for life.")
@@ -92,6 +135,7 @@ class Instance(Node):
     output_artifact: OutputArtifact | None = field(description="What came out, if that is large.")
     error: Failure | None = field(description="Why it failed, if it did.")
     priority: int = field(description="From 1 (low) to 10 (urgent).")
+    pause_reason: PauseReason | None = field(description="Why it is PAUSED; null if it is not.")
     labels: list[Label] = field(description="What was put on it, by name.")
     idempotency_key: str | None = field(description="The key that it was started with.")
     created_at: datetime = field(description="When it was started.")
@@ -103,9 +147,14 @@ class Instance(Node):
     last_seq: int = field(description="Its newest event: resume `instanceEvents` after it.")
     change_seq: BigInt = field(description="The place of its newest change in the project's order of changes.")
     viewer_can_cancel: bool = field(description="True when you may cancel it now.")
+    viewer_can_pause: bool = field(description="True when you may pause it now.")
+    viewer_can_resume: bool = field(description="True when you may resume it now.")
     workflow_id: strawberry.Private[str]
     version_id: strawberry.Private[str]
     trigger_type: strawberry.Private[str]
+    parent_id: strawberry.Private[str | None]
+    parent_path: strawberry.Private[str | None]
+    fork_id: strawberry.Private[str | None]
 
     @derived("The workflow that it runs.")
     async def workflow(self, info: Info) -> Annotated[Workflow, strawberry.lazy("graph.workflows")]:
@@ -155,9 +204,81 @@ class Instance(Node):
             failed=counts.get("FAILED", 0),
             skipped=counts.get("SKIPPED", 0),
             canceled=counts.get("CANCELED", 0),
+            of=self,
         )
 
-    @derived("What became of its nodes, in the order in which they began.")
+    @derived("Why and where it stands still; null if it is not PAUSED.")
+    async def pause(self, info: Info) -> InstancePause | None:
+        """From its newest pause."""
+        if self.status is not InstanceStatus.PAUSED:
+            return None
+        last = await info.context.load.newest.load((self.id, "instance.paused"))
+        if last is None or not isinstance(last.event, e.InstancePaused):
+            return None
+        why = last.event
+        return InstancePause(reason=why.reason, at=last.at, by=why.by, node_path=why.path, phase=why.phase)
+
+    @derived("The instance whose node started it, if it is a child.")
+    async def parent(self, info: Info) -> Instance | None:
+        """By loader."""
+        return await _other(info, self.parent_id)
+
+    @derived("The node of its parent that started it, if it is a child.")
+    async def parent_node(self, info: Info) -> NodeExecution | None:
+        """By loader."""
+        if self.parent_id is None or self.parent_path is None:
+            return None
+        row = await info.context.load.node.load((self.parent_id, self.parent_path))
+        return None if row is None else execution(row, caller(info))
+
+    @derived("The instances that its nodes started, the newest first.")
+    async def children(
+        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
+    ) -> Connection[Instance]:
+        """By loader."""
+        asked = part(lists.CHILDREN, "CREATED", True, first, after, last, before)
+        load, actor = info.context.load, caller(info)
+        page = await load.children_of.load(Part(self.id, lists.EVERY, asked))
+        return connection(
+            lists.CHILDREN,
+            asked,
+            page,
+            lambda row: instance(row, actor),
+            lambda: load.child_count.load(Counted(self.id, lists.EVERY)),
+        )
+
+    @derived("The instance that it was forked from, if it was.")
+    async def fork_of(self, info: Info) -> Instance | None:
+        """By loader."""
+        return await _other(info, self.fork_id)
+
+    @derived(
+        "The chain of nodes that decided how long the run took (or takes so far), in order: each was released by the "
+        "one before it. Loops and children count as one node."
+    )
+    async def critical_path(self, info: Info) -> list[CriticalStep]:
+        """By ``flow.timing``."""
+        graph = await info.context.load.graph.load(self.version_id)
+        if graph is None:
+            return []
+        outer = await info.context.load.outer.load(self.id)
+        states = {row.path: slim_state(row) for row in outer}
+        steps = timing.critical_path(graph, states, self.created_at, clock.now())
+        return [
+            CriticalStep(
+                path=step.path,
+                started_at=step.started_at,
+                completed_at=step.completed_at,
+                duration=step.duration,
+                waited=step.waited,
+            )
+            for step in steps
+        ]
+
+    @derived(
+        "What became of its nodes, in the order in which they began; while it is open, those follow that have not "
+        "begun (PENDING), so that each can be asked what it is blocked by."
+    )
     async def node_executions(
         self,
         info: Info,
@@ -174,15 +295,16 @@ class Instance(Node):
         wanted = filter_of(where)
         load, actor = info.context.load, caller(info)
         page = await load.nodes_of.load(Part(self.id, wanted, asked))
-        return connection(
-            lists.NODES,
-            asked,
-            page,
-            lambda row: execution(row, actor),
-            lambda: load.node_count.load(Counted(self.id, wanted)),
-        )
+        waiting: list[Pending] = []
+        if not self.status.terminal and (graph := await load.graph.load(self.version_id)) is not None:
+            waiting = pending(self.id, graph, await load.outer.load(self.id), wanted)
 
-    @derived("The outcome of one node; null while it has no event.")
+        async def count() -> int:
+            return await load.node_count.load(Counted(self.id, wanted)) + len(waiting)
+
+        return connection(lists.NODES, asked, joined(page, asked, waiting), lambda row: execution(row, actor), count)
+
+    @derived("The outcome of one node; null if there is none of that path.")
     async def node_execution(
         self,
         info: Info,
@@ -190,7 +312,11 @@ class Instance(Node):
     ) -> NodeExecution | None:
         """By loader."""
         row = await info.context.load.node.load((self.id, path))
-        return None if row is None else execution(row, caller(info))
+        if row is not None:
+            return execution(row, caller(info))
+        graph = None if self.status.terminal else await info.context.load.graph.load(self.version_id)
+        found = [] if graph is None else pending(self.id, graph, (), lists.Compare("path", "eq", path))
+        return execution(found[0], caller(info)) if found else None
 
     @derived("Its history: the events after a `seq`, oldest first.")
     async def events(
@@ -207,6 +333,11 @@ class Instance(Node):
 
 
 filter_of = where
+
+
+async def _other(info: Info, id: str | None) -> Instance | None:
+    row = None if id is None else await info.context.load.instance.load(id)
+    return None if row is None else instance(row, caller(info))
 
 
 def as_created(started: Started, idempotency_key: str | None, actor: Actor) -> Instance:
@@ -234,15 +365,22 @@ def as_created(started: Started, idempotency_key: str | None, actor: Actor) -> I
         last_seq=1,
         change_seq=BigInt(started.change_seq),
         viewer_can_cancel=actor.may(Permission.INSTANCE_RUN),
+        viewer_can_pause=actor.may(Permission.INSTANCE_RUN),
+        viewer_can_resume=False,
+        pause_reason=None,
         workflow_id=created.workflow_id,
         version_id=created.version_id,
         trigger_type=created.trigger.type,
+        parent_id=created.parent.instance_id if created.parent is not None else None,
+        parent_path=created.parent.path if created.parent is not None else None,
+        fork_id=created.fork_of,
     )
 
 
 def instance(row: lists.Record, actor: Actor) -> Instance:
     """The row as the schema shows it."""
     status = states.InstanceStatus(row.status)
+    may_run = actor.may(Permission.INSTANCE_RUN)
     return Instance(
         id=strawberry.ID(row.id),
         status=status,
@@ -261,10 +399,16 @@ def instance(row: lists.Record, actor: Actor) -> Instance:
         duration=duration(row.started_at, row.completed_at),
         last_seq=row.last_seq,
         change_seq=row.change_seq,
-        viewer_can_cancel=not status.terminal and actor.may(Permission.INSTANCE_RUN),
+        viewer_can_cancel=not status.terminal and may_run,
+        viewer_can_pause=status in (InstanceStatus.PENDING, InstanceStatus.RUNNING) and may_run,
+        viewer_can_resume=status is InstanceStatus.PAUSED and may_run,
+        pause_reason=PauseReason(row.pause_reason) if row.pause_reason and status is InstanceStatus.PAUSED else None,
         workflow_id=row.workflow_id,
         version_id=row.version_id,
         trigger_type=row.trigger_type,
+        parent_id=row.parent_id,
+        parent_path=row.parent_path,
+        fork_id=row.fork_of,
     )
 
 
@@ -301,6 +445,8 @@ class InstanceWhere:
     started_at: DateTimeFilter | None = field(default=None, description="By when a worker took them up.")
     completed_at: DateTimeFilter | None = field(default=None, description="By when they ended.")
     created_by: IdFilter | None = field(default=None, description="By who started them.")
+    parent: IdFilter | None = field(default=None, description="By the instance whose children they are.")
+    fork_of: IdFilter | None = field(default=None, description="By the instance that they were forked from.")
     label: LabelFilter | None = field(default=None, description="By a label.")
     and_: list[InstanceWhere] | None = field(default=None, name="and", description="All of these hold.")
     or_: list[InstanceWhere] | None = field(default=None, name="or", description="At least one of these holds.")

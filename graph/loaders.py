@@ -6,16 +6,20 @@ Loaders live as long as one operation (for subscriptions: one item), so nothing 
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 from strawberry.dataloader import DataLoader
 
 from db.store import lists
+from engine import clock
 from engine.engine import Engine
+from engine.lru import LRU
 from flow import events as e
 from flow.definition import Definition
 from flow.planner import Graph, prepare
@@ -25,6 +29,11 @@ V = TypeVar("V")
 
 #: Bounds the parameters of one statement.
 BATCH = 500
+
+#: The past of a version's nodes is taken from so many runs at most, and from so many nodes of them all together.
+PAST_RUNS, PAST_NODES = 50, 20_000
+PAST_KEPT, PAST_KEPT_S = 500, 60.0
+_past: WeakKeyDictionary[Engine, LRU[str, tuple[float, dict[str, float]]]] = WeakKeyDictionary()
 
 
 class Part(NamedTuple):
@@ -101,6 +110,57 @@ class Loaders:
         return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
+    def state(self) -> DataLoader[tuple[str, str], lists.Record | None]:
+        """How a node of an instance stands, by instance and path, without what it gave."""
+
+        async def fetch(keys: list[tuple[str, str]]) -> Sequence[lists.Record | None]:
+            found = await self.engine.database.read(lists.node_states, keys)
+            return [found.get(key) for key in keys]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def outer(self) -> DataLoader[str, lists.Rows]:
+        """How the nodes of an instance stand that have begun, those in loops' bodies left out."""
+
+        async def fetch(ids: list[str]) -> Sequence[lists.Rows]:
+            found = await self.engine.database.read(lists.outer_states, ids)
+            return [found[id] for id in ids]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    @cached_property
+    def newest(self) -> DataLoader[tuple[str, str], e.Recorded | None]:
+        """An instance's newest event of a type."""
+
+        async def fetch(keys: list[tuple[str, str]]) -> Sequence[e.Recorded | None]:
+            groups: defaultdict[str, list[str]] = defaultdict(list)
+            for instance_id, type in keys:
+                groups[type].append(instance_id)
+            found: dict[tuple[str, str], e.Recorded] = {}
+            for type, ids in groups.items():
+                answer = await self.engine.database.read(lists.newest, ids, [type])
+                found |= {(id, type): recorded for id, recorded in answer.items()}
+            return [found.get(key) for key in keys]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
+
+    async def past(self, version_id: str) -> Mapping[str, float]:
+        """How many seconds each node of the version took lately, by its median; up to a minute old."""
+        known = _past.setdefault(self.engine, LRU(PAST_KEPT))
+        now = clock.now().timestamp()
+        kept = known.get(version_id)
+        if kept is not None and now - kept[0] < PAST_KEPT_S:
+            return kept[1]
+        graph = await self.graph.load(version_id)
+        size = len(graph.nodes) if graph is not None else 1
+        runs = max(3, min(PAST_RUNS, PAST_NODES // max(1, size)))
+        found = await self.engine.database.read(lists.durations, version_id, runs)
+        medians = {id: statistics.median(seconds) for id, seconds in found.items()}
+        known[version_id] = (now, medians)
+        return medians
+
+    @cached_property
     def outcomes(self) -> DataLoader[str, lists.Rows]:
         """What every node of an instance came to."""
 
@@ -139,6 +199,16 @@ class Loaders:
     def instance_count(self) -> DataLoader[Counted, int]:
         """How many instances a workflow has."""
         return self._counts(lists.INSTANCES)
+
+    @cached_property
+    def children_of(self) -> DataLoader[Part, lists.Page]:
+        """A page of an instance's children."""
+        return self._pages(lists.CHILDREN)
+
+    @cached_property
+    def child_count(self) -> DataLoader[Counted, int]:
+        """How many children an instance has."""
+        return self._counts(lists.CHILDREN)
 
     @cached_property
     def nodes_of(self) -> DataLoader[Part, lists.Page]:

@@ -22,6 +22,7 @@ from flow.errors import NotFound
 from flow.expressions import ExpressionError
 from flow.history import NodeState
 from flow.states import NodeStatus, SkipReason
+from graph.blocked import BlockedBy, blocked_by, graph_at, slim_state, stored_awaited
 from graph.event_types import LogLine
 from graph.events import log_line
 from graph.loaders import Events, artifact_json
@@ -37,8 +38,10 @@ from graph.objects import (
     stored_failure,
 )
 from graph.paging import StringFilter
+from graph.pending import Pending
 from graph.permissions import Info, caller
 from graph.scalars import JSON, SemVer
+from graph.waiting import Awaited, awaited
 
 if TYPE_CHECKING:
     from graph.instances import Instance
@@ -48,7 +51,7 @@ LARGEST_INPUT = 1024 * 1024
 MOST_LOG_LINES = 500
 
 
-@strawberry.type(description="What became of one node in one run. It exists from the node's first event on.")
+@strawberry.type(description="What became of one node in one run.")
 class NodeExecution(Node):
     """A row of ``node_executions``."""
 
@@ -71,8 +74,24 @@ class NodeExecution(Node):
     progress: NodeProgress | None = field(description="How far it has come, by its own word.")
     resource_usage: ResourceUsage | None = field(description="What the last attempt used.")
     worker: str | None = field(description="The worker that makes or made the last attempt.")
+    cached: bool = field(description="True if nothing was run for it: its output is a pinned or remembered one.")
+    iteration: int | None = field(description="Which iteration of the innermost loop around it, from 0; null outside.")
     last_seq: int = field(description="The node's newest event: resume `nodeExecutionUpdated` after it.")
     instance_id: strawberry.Private[str]
+    awaited: strawberry.Private[e.Awaited | None]
+    state: strawberry.Private[NodeState | None]
+
+    @derived("What it waits for, if it is WAITING.")
+    def waiting(self, info: Info) -> Awaited | None:
+        """From its row."""
+        if self.awaited is None or self.status is not NodeStatus.WAITING:
+            return None
+        return awaited(self.awaited, caller(info))
+
+    @derived("Every reason why it isn't running, the outermost first; empty if it runs or has ended.")
+    async def blocked_by(self, info: Info) -> list[BlockedBy]:
+        """By loaders."""
+        return await blocked_by(info, self.instance_id, self.path, self.state)
 
     @derived("The instance that the node belongs to.")
     async def instance(self, info: Info) -> Annotated[Instance, strawberry.lazy("graph.instances")]:
@@ -87,7 +106,7 @@ class NodeExecution(Node):
     @derived("How often a failed attempt is made again at most, by the definition.")
     async def max_retries(self, info: Info) -> int:
         """From the version that the instance is pinned to."""
-        node = await _definition_node(info, self.instance_id, self.node_id)
+        node = await _definition_node(info, self.instance_id, self.path)
         return node.retry.max if node else 0
 
     @derived(
@@ -143,9 +162,10 @@ def split_id(id: str) -> tuple[str, str] | None:
     return (f"inst-{body}", path) if dot and id.startswith("node-") else None
 
 
-def execution(row: lists.Record, actor: Actor) -> NodeExecution:
+def execution(row: lists.Record | Pending, actor: Actor) -> NodeExecution:
     """The row as the schema shows it."""
     done = row.progress
+    waits = stored_awaited(row.awaited)
     return NodeExecution(
         id=strawberry.ID(execution_id(row.instance_id, row.path)),
         path=row.path,
@@ -166,8 +186,25 @@ def execution(row: lists.Record, actor: Actor) -> NodeExecution:
         resource_usage=resource_usage(row.usage),
         worker=row.worker,
         last_seq=row.last_seq,
+        cached=bool(row.cached),
+        iteration=iteration(row.path),
         instance_id=row.instance_id,
+        awaited=waits,
+        state=None if isinstance(row, Pending) else _standing(row, waits),
     )
+
+
+def iteration(path: str) -> int | None:
+    """Which iteration of its loop: ``resize[3]/encode`` is in iteration 3."""
+    loop = path.rpartition("/")[0].rpartition("/")[2]
+    number = loop.rpartition("[")[2].removesuffix("]")
+    return int(number) if loop.endswith("]") and number.isdecimal() else None
+
+
+def _standing(row: lists.Record, waits: e.Awaited | None) -> NodeState:
+    state = slim_state(row)
+    state.due, state.error, state.awaited = row.due_at, _flow_failure(row.error), waits
+    return state
 
 
 def duration(start: datetime | None, end: datetime | None) -> timedelta | None:
@@ -175,18 +212,19 @@ def duration(start: datetime | None, end: datetime | None) -> timedelta | None:
     return max(end - start, timedelta(0)) if start is not None and end is not None else None
 
 
-async def _definition_node(info: Info, instance_id: str, node_id: str) -> DefinitionNode | None:
+async def _definition_node(info: Info, instance_id: str, path: str) -> DefinitionNode | None:
     load = info.context.load
     row = await load.instance.load(instance_id)
     graph = await load.graph.load(row.version_id) if row is not None else None
-    return graph.nodes.get(node_id) if graph is not None else None
+    inner = graph_at(graph, path) if graph is not None else None
+    return inner.nodes.get(path.rpartition("/")[2]) if inner is not None else None
 
 
 async def _input(info: Info, instance_id: str, node_id: str, path: str) -> Any:
     load = info.context.load
     row = await load.instance.load(instance_id)
     graph = await load.graph.load(row.version_id) if row is not None else None
-    if row is None or graph is None or node_id not in graph.nodes:
+    if row is None or graph is None or path != node_id or node_id not in graph.nodes:
         return None
     edges = graph.incoming[node_id]
     if not edges:

@@ -20,6 +20,7 @@ from graphql import (
 )
 from strawberry.schema.config import StrawberryConfig
 
+from graph.comparing import ComparingQuery
 from graph.definitions import DefinitionQuery
 from graph.editing import WorkflowMutation
 from graph.events import KINDS
@@ -32,7 +33,7 @@ from graph.workflows import WorkflowQuery
 
 
 @strawberry.type(description="Everything that can be looked at.")
-class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery):
+class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery):
     """The fields are where their concepts are."""
 
 

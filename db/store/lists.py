@@ -253,17 +253,22 @@ INSTANCES = Listing(
     columns=(
         _I.id, _I.workflow_id, _I.version_id, _I.status, _I.trigger_type, _I.input, _I.output, _I.output_artifact,
         _I.error, _I.labels, _I.priority, _I.idempotency_key, _I.created_at, _I.created_by, _I.started_at,
-        _I.completed_at, _I.cancel_requested_at, _I.last_seq, _I.change_seq,
+        _I.completed_at, _I.cancel_requested_at, _I.last_seq, _I.change_seq, _I.pause_reason, _I.parent_id,
+        _I.parent_path, _I.fork_of, _I.gate, _I.concurrency_key, _I.concurrency_limit,
     ),
     fields={
         "id": _I.id, "workflow": _I.workflow_id, "version": _I.version_id, "status": _I.status,
         "trigger": _I.trigger_type, "priority": _I.priority, "created_at": _I.created_at,
         "started_at": _I.started_at, "completed_at": _I.completed_at, "created_by": _I.created_by, "label": _label,
+        "parent": _I.parent_id, "fork_of": _I.fork_of,
     },
     orders={"CREATED": (_I.created_at, _I.id), "CHANGED": (_I.change_seq, _I.id)},
     project=_I.project_id,
     parent=_I.workflow_id,
 )  # fmt: skip
+
+#: The same instances as the children of others.
+CHILDREN = msgspec.structs.replace(INSTANCES, parent=_I.parent_id)
 
 WORKFLOWS = Listing(
     columns=(
@@ -296,11 +301,16 @@ NODES = Listing(
         _N.instance_id, _N.path, _N.ordinal, _N.node_id, _N.node_type, _N.status, _N.skip_reason, _N.attempt,
         _N.started_at, _N.completed_at, _N.due_at, _N.started_seq, _N.output,
         _N.output_artifact, _N.error, _N.progress, _N.usage,
-        _N.worker, _N.last_seq,
+        _N.worker, _N.last_seq, _N.awaited, _N.cached,
     ),
     fields={"node_id": _N.node_id, "path": _N.path, "status": _N.status, "node_type": _N.node_type},
     orders={"PLACE": (_N.ordinal, _N.path)},
     parent=_N.instance_id,
+)  # fmt: skip
+
+_STATE = (
+    _N.instance_id, _N.path, _N.ordinal, _N.status, _N.skip_reason, _N.attempt, _N.started_at, _N.completed_at,
+    _N.started_seq, _N.last_seq, _N.progress,
 )  # fmt: skip
 
 
@@ -373,21 +383,50 @@ def nodes_changed(connection: Connection, instance_id: str, after: int, limit: i
 
 def outputs(connection: Connection, ids: Sequence[str]) -> dict[str, Rows]:
     """What every node of these instances came to, and when: enough to derive a node's input."""
-    query = select(
-        NodeExecution.instance_id,
-        NodeExecution.path,
-        NodeExecution.ordinal,
-        NodeExecution.status,
-        NodeExecution.output,
-        NodeExecution.output_artifact,
-        NodeExecution.error,
-        NodeExecution.started_seq,
-        NodeExecution.last_seq,
-    ).where(NodeExecution.instance_id.in_(ids))
+    query = select(*_STATE, NodeExecution.output, NodeExecution.output_artifact, NodeExecution.error).where(
+        NodeExecution.instance_id.in_(ids)
+    )
     found: dict[str, list[Record]] = {id: [] for id in ids}
     for row in connection.execute(query):
         found[row.instance_id].append(row)
     return {id: tuple(rows) for id, rows in found.items()}
+
+
+def node_states(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:
+    """How these (instance, path) stand that exist, without what they gave."""
+    query = select(*_STATE).where(tuple_(NodeExecution.instance_id, NodeExecution.path).in_(keys))
+    return {(row.instance_id, row.path): row for row in connection.execute(query)}
+
+
+def outer_states(connection: Connection, ids: Sequence[str]) -> dict[str, Rows]:
+    """How the nodes of each instance stand that belong to no loop's body, without what they gave."""
+    query = select(*_STATE).where(NodeExecution.instance_id.in_(ids), NodeExecution.path == NodeExecution.node_id)
+    found: dict[str, list[Record]] = {id: [] for id in ids}
+    for row in connection.execute(query):
+        found[row.instance_id].append(row)
+    return {id: tuple(rows) for id, rows in found.items()}
+
+
+def durations(connection: Connection, version_id: str, runs: int) -> dict[str, list[float]]:
+    """How many seconds each node took in the version's newest completed runs, outside of loops' bodies."""
+    newest = (
+        select(Instance.id)
+        .where(Instance.version_id == version_id, Instance.status == "COMPLETED")
+        .order_by(Instance.created_at.desc())
+        .limit(runs)
+        .scalar_subquery()
+    )
+    query = select(NodeExecution.path, NodeExecution.started_at, NodeExecution.completed_at).where(
+        NodeExecution.instance_id.in_(newest),
+        NodeExecution.path == NodeExecution.node_id,
+        NodeExecution.status == "COMPLETED",
+        NodeExecution.started_at.is_not(None),
+    )
+    found: dict[str, list[float]] = {}
+    for path, started_at, completed_at in connection.execute(query):
+        if started_at is not None and completed_at is not None:
+            found.setdefault(path, []).append(max(0.0, (completed_at - started_at).total_seconds()))
+    return found
 
 
 def node_counts(connection: Connection, ids: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -433,6 +472,20 @@ def events(
     for instance_id, seq, at, data, change_seq in connection.execute(query):
         found[instance_id].append(e.Recorded(seq, at, e.decode(data), change_seq))
     return found
+
+
+def newest(connection: Connection, ids: Sequence[str], types: Sequence[str]) -> dict[str, e.Recorded]:
+    """The last event of one of these types of each instance that has one."""
+    last = (
+        select(EventRow.instance_id, func.max(EventRow.seq).label("seq"))
+        .where(EventRow.instance_id.in_(ids), EventRow.type.in_(types))
+        .group_by(EventRow.instance_id)
+        .subquery()
+    )
+    query = select(EventRow.instance_id, EventRow.seq, EventRow.at, EventRow.data, EventRow.change_seq).join(
+        last, (EventRow.instance_id == last.c.instance_id) & (EventRow.seq == last.c.seq)
+    )
+    return {id: e.Recorded(seq, at, e.decode(data), change) for id, seq, at, data, change in connection.execute(query)}
 
 
 def artifacts(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[str, Record]:
