@@ -152,7 +152,7 @@ def _read(listing: Listing, order: str, cursor: str, argument: str) -> lists.Key
 #: What a key's parts may be, so that whatever is in a forged cursor can be compared by the database.
 _KINDS: dict[type, Any] = {
     datetime: Annotated[datetime, msgspec.Meta(tz=True)],
-    int: Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)],
+    int: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
     str: Annotated[str, msgspec.Meta(pattern="^[^\\x00]*$")],
 }
 

@@ -108,9 +108,9 @@ def awaited(waits: e.Awaited, actor: Actor | None) -> Timer | Signal | Approval 
 
 def may_answer(waits: e.ForApproval, actor: Actor | None) -> bool:
     """Whether the approval takes this caller's answer."""
-    if actor is None or not actor.may(Permission.INSTANCE_RUN):
+    if actor is None:
         return False
-    return not waits.who or actor.name in waits.who
+    return not {actor.name, actor.user_id}.isdisjoint(waits.who) if waits.who else actor.may(Permission.INSTANCE_RUN)
 
 
 # ---- debugging ------------------------------------------------------------------------------------------------
