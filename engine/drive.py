@@ -33,10 +33,11 @@ from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
 from engine.output import MAX_INLINE
 from flow import events as e
 from flow import expressions
+from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
 from flow.errors import Category, Failure, StorageUnavailable
 from flow.events import Artifact
 from flow.expressions import ExpressionError
-from flow.planner import Begin, Cancel, End, Fail, Run, Skip, Start, node_input, node_scope
+from flow.planner import Run, node_input, node_scope
 from flow.states import NodeStatus
 
 if TYPE_CHECKING:
@@ -247,8 +248,16 @@ class Drive:
                         starts.append(action)
                     case Skip(path, reason):
                         self._record(e.NodeSkipped(path, reason.value))
+                    case Complete(path, output, artifact, cached):
+                        self._record(e.NodeCompleted(path, self._attempt_of(path), output, artifact, cached=cached))
                     case Fail(path, error):
-                        self._record(e.NodeFailed(path, 0, error))
+                        self._record(e.NodeFailed(path, self._attempt_of(path), error))
+                    case Wait(path, awaited):
+                        self._record(e.NodeWaiting(path, self._attempt_of(path), awaited))
+                    case Spawn():
+                        raise NotImplementedError
+                    case Pause(reason, path, phase):
+                        self._record(e.InstancePaused(reason, path=path, phase=phase))
                     case Cancel(path):
                         self._cancel(path)
                     case End(event):
@@ -261,8 +270,12 @@ class Drive:
     def _cancel(self, path: str) -> None:
         if path in self._attempts:
             self._stop(path)
-        elif self.run.snapshot.nodes[path].status is NodeStatus.RETRYING:
-            self._record(e.NodeCanceled(path, self.run.snapshot.nodes[path].attempt))
+        elif self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING:
+            self._record(e.NodeCanceled(path, self._attempt_of(path)))
+
+    def _attempt_of(self, path: str) -> int:
+        state = self.run.snapshot.nodes.get(path)
+        return state.attempt if state is not None else 0
 
     def _stop(self, path: str) -> None:
         """Cancel the attempt, once: a second time would disturb its handler's cleaning up.

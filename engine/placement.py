@@ -90,6 +90,8 @@ class Runner:
                 return await self._threads.run(kind, call, report)
             case Placement.PROCESS:
                 return await self._processes.run(kind, call, report)
+            case Placement.FLOW:
+                return broken(call, Failure("INTERNAL", Category.INTERNAL, f"{call.type} has no handler to run."))
 
     async def _on_loop(self, kind: NodeType, call: Call, report: Callable[[Report], None]) -> Outcome:
         reins = _Reins(call, report, self._grace)

@@ -179,10 +179,14 @@ class InstanceResumed(Event, frozen=True, omit_defaults=True, tag="instance.resu
 
 
 class InstanceReopened(Event, frozen=True, omit_defaults=True, tag="instance.reopened"):
-    """A FAILED instance goes on: these failed nodes run again, and what was skipped or cancelled for them."""
+    """A FAILED instance goes on: these failed nodes run again, and what was skipped or cancelled for them.
+
+    A letter names ``paths``; the run works out ``reset``: every node that is PENDING again (``Run.reopening``).
+    """
 
     paths: tuple[str, ...]
     by: str | None = None
+    reset: tuple[str, ...] = ()
 
 
 class DebugSet(Event, frozen=True, omit_defaults=True, tag="debug.set"):

@@ -27,6 +27,7 @@ import msgspec
 
 from flow import events as e
 from flow import expressions, mapping, retry
+from flow.actions import Action, Begin, Cancel, End, Fail, Skip, Start
 from flow.definition import Definition, Edge, Join, Node, On
 from flow.errors import Category, Failure
 from flow.expressions import ExpressionError
@@ -163,54 +164,7 @@ def skip_reason(tally: Tally) -> SkipReason:
     return SkipReason.UPSTREAM_SKIPPED if tally.skipped == tally.dead else SkipReason.CONDITION
 
 
-# ---- actions --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The instance is PENDING and may run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Make this attempt of the node."""
-
-    path: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """The node will not run."""
-
-    path: str
-    reason: SkipReason
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The node can't run: a condition before it could not be evaluated."""
-
-    path: str
-    error: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Stop the node: its work if it is running, its next attempt if it waits for one."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The instance ends with this event."""
-
-    event: e.InstanceCompleted | e.InstanceFailed | e.InstanceCanceled | e.InstanceTimedOut
-
-
-Action = Begin | Start | Skip | Fail | Cancel | End
-
+# ---- limits --------------------------------------------------------------------------------------------------
 
 #: An instance with more events than this fails: its history would no longer fit where it is replayed.
 MAX_EVENTS = 50_000

@@ -114,6 +114,18 @@ NODE_TRANSITIONS: Mapping[tuple[NodeStatus, type[e.Event]], NodeStatus] = {
     (N.RETRYING, e.NodeStarted): N.RUNNING,
     (N.RETRYING, e.NodeFailed): N.FAILED,
     (N.RETRYING, e.NodeCanceled): N.CANCELED,
+    # a pin: its output is given, it never runs
+    (N.PENDING, e.NodeCompleted): N.COMPLETED,
+    # a debugger gives an output
+    (N.PENDING, e.ValueSet): N.COMPLETED,
+    (N.RETRYING, e.ValueSet): N.COMPLETED,
+    (N.WAITING, e.ValueSet): N.COMPLETED,
+    (N.COMPLETED, e.ValueSet): N.COMPLETED,
+    (N.FAILED, e.ValueSet): N.COMPLETED,
+    # a retry by hand
+    (N.FAILED, e.InstanceReopened): N.PENDING,
+    (N.CANCELED, e.InstanceReopened): N.PENDING,
+    (N.SKIPPED, e.InstanceReopened): N.PENDING,
 }
 
 

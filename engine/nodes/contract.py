@@ -47,11 +47,15 @@ _NAME = re.compile(r"[a-z][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)+\Z")
 
 
 class Placement(StrEnum):
-    """Where a handler runs: on the event loop, in a thread, or in a child process."""
+    """Where a handler runs: on the event loop, in a thread, or in a child process.
+
+    FLOW: nowhere. The node is a decision of the flow itself, it has no handler and holds no worker.
+    """
 
     ASYNC = "async"
     THREAD = "thread"
     PROCESS = "process"
+    FLOW = "flow"
 
 
 @dataclass(frozen=True, slots=True)

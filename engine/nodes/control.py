@@ -1,4 +1,8 @@
-"""Nodes that only look at their input: they pass it on, reshape it, check it, write it down, or stop there."""
+"""Nodes that only look at their input: they pass it on, reshape it, check it, write it down, or stop there.
+
+And those that the flow decides by itself (``flow.control``): their functions here are never called, they only
+declare the type.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from engine.nodes.contract import Context, NodeError, Placement, node
-from flow import jsonschemas
+from flow import controls, jsonschemas
 from flow.errors import Category
 
 Describe = msgspec.Meta
@@ -89,3 +93,45 @@ def validate(ctx: Context[Validate]) -> Any:
             details={"problems": [{"pointer": m.pointer, "message": m.message} for m in mismatches[:MAX_PROBLEMS]]},
         )
     return value
+
+
+# ---- decided by the flow --------------------------------------------------------------------------------------
+
+
+@node("core/condition", title="Condition", icon="git-branch", parameters=controls.Condition, placement=Placement.FLOW)
+def condition() -> None:
+    """Takes the first case that is true, or the default.
+
+    Gives its input on with the branch's name as `branch`; an edge follows a branch by `case: name`.
+    """
+
+
+@node("core/loop", title="Loop", icon="repeat", parameters=controls.Loop, placement=Placement.FLOW)
+def loop() -> None:
+    """Runs its body once for each item of a list, or as long as an expression is true.
+
+    The body's nodes see `item`, `index` (with `while` also `last`, the last iteration's output), in a nested loop the
+    outer ones under `outer`. Gives `{items: [...], failed: [...]}` in the order of the items; a failed item is null.
+    """
+
+
+@node("core/workflow", title="Workflow", icon="workflow", parameters=controls.ChildWorkflow, placement=Placement.FLOW)
+def workflow() -> None:
+    """Runs another workflow as a child, and gives the child's output; or goes on at once with its id."""
+
+
+@node("core/delay", title="Delay", icon="timer", parameters=controls.Delay, placement=Placement.FLOW)
+def delay() -> None:
+    """Waits for a while, or until an instant, and gives its input on. It holds no worker meanwhile."""
+
+
+@node(
+    "core/wait-signal", title="Wait for signal", icon="radio", parameters=controls.WaitSignal, placement=Placement.FLOW
+)
+def wait_signal() -> None:
+    """Waits for a signal of this name and gives its payload. One that came before is kept, and used."""
+
+
+@node("core/approval", title="Approval", icon="user-check", parameters=controls.Approval, placement=Placement.FLOW)
+def approval() -> None:
+    """Waits for a person's answer, and gives `{approved, answer, comment, by, timed_out}`."""

@@ -23,7 +23,7 @@ def page(types: Iterable[NodeType]) -> str:
             "",
             kind.description,
             "",
-            f"Runs {_WHERE[kind.placement.value]}.",
+            f"{_WHERE[kind.placement.value]}.",
         ]
         if kind.resources.memory is not None:
             lines[-1] += f" May use {kind.resources.memory:,} MB unless the node's `resources` say otherwise."
@@ -35,7 +35,12 @@ def page(types: Iterable[NodeType]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_WHERE = {"async": "on the event loop", "thread": "in a thread", "process": "in a child process"}
+_WHERE = {
+    "async": "Runs on the event loop",
+    "thread": "Runs in a thread",
+    "process": "Runs in a child process",
+    "flow": "Is decided by the flow itself, and holds no worker",
+}
 
 
 def _rows(schema: dict[str, Any]) -> Iterator[str]:
