@@ -30,6 +30,7 @@ from db.store.instances import Letter
 from db.store.leases import Claim
 from engine import clock
 from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
+from engine.children import ChildRefused, farewell
 from engine.output import MAX_INLINE
 from flow import events as e
 from flow import expressions
@@ -37,6 +38,7 @@ from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn,
 from flow.errors import Category, Failure, StorageUnavailable
 from flow.events import Artifact
 from flow.expressions import ExpressionError
+from flow.letters import fits
 from flow.planner import Run, node_input, node_scope
 from flow.states import NodeStatus
 
@@ -104,6 +106,11 @@ class Drive:
         self._events: list[e.Recorded] = []
         self._consumed: list[int] = []
         self._artifacts: list[store.NewArtifact] = []
+        self._children: list[store.Create] = []
+        #: Children whose node was cancelled.
+        self._left: list[str] = []
+        #: By path, children that are to be made.
+        self._spawns: dict[str, Spawn] = {}
 
     # ---- from outside
 
@@ -152,6 +159,9 @@ class Drive:
                 await self._read_inbox()
             self._absorb()
             self._decide()
+            while self._spawns:
+                await self._spawn()
+                self._decide()
             ended = self.run.snapshot.status.terminal
             held_up = self.run.held_up(self._planned_at) if not self._executor.draining else set()
             self._executor.stand_in_line(self, held_up)
@@ -205,7 +215,7 @@ class Drive:
                     self._conclude(path, outcome)
                 case Letter(id, event):
                     self._consumed.append(id)
-                    if not isinstance(event, e.CancelRequested) or self.run.snapshot.cancel is None:
+                    if fits(self.run.snapshot, event):
                         self._record(event)
                 case e.NodeLog() | e.NodeProgress() as said:
                     if said.path in self.run.snapshot.running:
@@ -254,8 +264,8 @@ class Drive:
                         self._record(e.NodeFailed(path, self._attempt_of(path), error))
                     case Wait(path, awaited):
                         self._record(e.NodeWaiting(path, self._attempt_of(path), awaited))
-                    case Spawn():
-                        raise NotImplementedError
+                    case Spawn(path):
+                        self._spawns[path] = action
                     case Pause(reason, path, phase):
                         self._record(e.InstancePaused(reason, path=path, phase=phase))
                     case Cancel(path):
@@ -267,10 +277,31 @@ class Drive:
             if len(self._events) - len(starts) == others:  # a start brings nothing new to plan; all else may
                 return
 
+    async def _spawn(self) -> None:
+        """Make the children that were planned, to be created with the events that name them."""
+        spawns, self._spawns = self._spawns, {}
+        for path, spawn in spawns.items():
+            attempt = self._attempt_of(path)
+            try:
+                child = await self._executor.children.create(
+                    self.project_id, self.instance_id, self.run.snapshot, spawn
+                )
+            except ChildRefused as refusal:
+                failure = msgspec.structs.replace(refusal.failure, node_id=path, attempt=attempt)
+                self._record(e.NodeFailed(path, attempt, failure))
+                continue
+            self._children.append(child)
+            if spawn.wait:
+                self._record(e.NodeWaiting(path, attempt, e.ForChild(child.instance_id)))
+            else:
+                self._record(e.NodeCompleted(path, attempt, {"instance_id": child.instance_id}))
+
     def _cancel(self, path: str) -> None:
         if path in self._attempts:
             self._stop(path)
         elif self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING:
+            if isinstance(awaited := self.run.snapshot.nodes[path].awaited, e.ForChild):
+                self._left.append(awaited.instance_id)
             self._record(e.NodeCanceled(path, self._attempt_of(path)))
 
     def _attempt_of(self, path: str) -> int:
@@ -310,8 +341,11 @@ class Drive:
             release=release,
             due_at=clock.now() if release and self._executor.draining else self.run.wake_at(),
             progress=progress,
+            children=self._children,
+            left=self._left,
+            letters=farewell(self.instance_id, snapshot),
         )
-        self._events, self._artifacts, self._consumed = [], [], []
+        self._events, self._artifacts, self._consumed, self._children, self._left = [], [], [], [], []
         return await self._executor.journal.submit(entry)
 
     async def _store_large_output(self) -> None:
@@ -447,6 +481,6 @@ class Drive:
 def without_large_values(recorded: e.Recorded) -> e.Recorded:
     """The event as it is stored: a value that is in the artifact store is not repeated in it."""
     event = recorded.event
-    if isinstance(event, e.NodeCompleted | e.InstanceCompleted) and event.artifact is not None:
+    if isinstance(event, e.NodeCompleted | e.InstanceCompleted | e.ChildEnded) and event.artifact is not None:
         return msgspec.structs.replace(recorded, event=msgspec.structs.replace(event, output=None))
     return recorded

@@ -11,6 +11,7 @@ from db.store import leases
 from engine import clock
 from engine.access import Access
 from engine.bus import Bus
+from engine.children import Children
 from engine.executor import Executor
 from engine.instances import Instances
 from engine.journal import Journal
@@ -58,10 +59,12 @@ class Engine:
             self.queue,
             runner,
             self.workflows.version,
+            Children(database, self.workflows),
             worker=self.worker,
             lease_s=lease_s,
             observe=observe_node,
         )
+        self.journal.wake = lambda instance_id: self.executor.wake(instance_id, inbox=True)
         self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
         self._alone = alone
 

@@ -21,13 +21,14 @@ import msgspec
 import structlog
 
 from db.session import Database
+from db.store import admission, leases
 from db.store import instances as store
-from db.store import leases
 from db.store.instances import Letter
 from db.store.journal import Append, instance_row
 from db.store.leases import Claim
 from engine import clock
 from engine.artifacts import ArtifactMissing, ArtifactStore
+from engine.children import Children, farewell
 from engine.definitions import PinnedVersion
 from engine.drive import Drive
 from engine.journal import Journal
@@ -68,6 +69,7 @@ class Executor:
         queue: Queue,
         runner: Runner,
         version: Callable[[str], Awaitable[PinnedVersion]],
+        children: Children,
         *,
         worker: str,
         lease_s: float = 15.0,
@@ -76,6 +78,7 @@ class Executor:
     ) -> None:
         self.journal = journal
         self.runner = runner
+        self.children = children
         self.worker = worker
         self.lease_s = lease_s
         self.artifacts: ArtifactStore = runner.surroundings.artifacts
@@ -201,6 +204,9 @@ class Executor:
     async def _sweeping(self) -> None:
         while True:
             try:
+                if await self._database.read(admission.any_gated):
+                    for id in await self._database.write(admission.admit_due):
+                        self._queue.wake(id)
                 for due in await self._database.read(leases.due, self._max_instances):
                     if due.instance_id not in self._fences:
                         self._queue.wake(due.instance_id, due.priority)
@@ -214,6 +220,9 @@ class Executor:
             fences = dict(self._fences)
             try:
                 renewed = await self._database.write(leases.renew, self.worker, fences, self.lease_s)
+                # Letters whose wake-up went to another process, or was lost.
+                for id in await self._database.read(leases.with_letters, self.worker):
+                    self.wake(id, inbox=True)
             except StorageUnavailable as error:
                 log.warning("executor.renewal_failed", error=error.message)
                 continue
@@ -242,7 +251,7 @@ class Executor:
                     raise
                 await self._refuse(claim, events, error)
                 return
-            drive = Drive(self, claim, run, prepared, letters)
+            drive = Drive(self, claim, run, prepared, await self._with_their_values(letters))
             self._drives[id] = drive
             if id in self._knocks:
                 self._knocks.discard(id)
@@ -273,7 +282,20 @@ class Executor:
 
     async def letters(self, instance_id: str) -> list[Letter]:
         """What lies in the instance's inbox."""
-        return (await self._database.read(store.inbox, [instance_id])).get(instance_id, [])
+        found = (await self._database.read(store.inbox, [instance_id])).get(instance_id, [])
+        return await self._with_their_values(found)
+
+    async def _with_their_values(self, letters: Sequence[Letter]) -> list[Letter]:
+        """The letters with the values that are in the artifact store."""
+        events = [e.Recorded(0, clock.now(), letter.event) for letter in letters]
+        whole = await self._with_large_values(events)
+        return [Letter(letter.id, recorded.event) for letter, recorded in zip(letters, whole, strict=True)]
+
+    async def replayed(self, claim: Claim) -> Run:
+        """The claimed instance as its events say it is."""
+        prepared = await self._prepared(claim.version_id)
+        histories = await self._database.read(store.histories, [claim.instance_id])
+        return Run(prepared.graph, await self._with_large_values(histories[claim.instance_id]))
 
     async def _prepared(self, version_id: str) -> Prepared:
         prepared = self._graphs.get(version_id)
@@ -313,6 +335,7 @@ class Executor:
                 events=[recorded],
                 instance=instance_row(claim.instance_id, claim.project_id, snapshot),
                 nodes=[],
+                letters=farewell(claim.instance_id, snapshot),
             )
         )
 

@@ -1,4 +1,4 @@
-"""Runs as their callers see them: started, waited for, cancelled."""
+"""Runs as their callers see them: started, waited for, forked; what is done to them later is in ``engine.controls``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from datetime import timedelta
 from typing import Any
 
 from db.session import Database
-from db.store import instances as store
-from db.store.journal import Committed, Create, Exists, Stale
+from db.store.journal import Committed, Create, Exists, Skipped, Stale
 from db.store.workflows import StoredWorkflow
-from engine import clock
 from engine.access import Actor, Permission
+from engine.concurrency import new_instance
+from engine.controls import Controls, check_debug
 from engine.executor import Executor
 from engine.journal import Journal
 from engine.lru import LRU
 from engine.streams import Streams
 from engine.workflows import Workflows
 from flow import events as e
+from flow.definition import Definition
 from flow.errors import Conflict, Invalid, NotFound, Problem
 from flow.events import Trigger
 from flow.problems import ProblemCode, shown
@@ -28,11 +29,10 @@ from flow.versions import input_problems
 MAX_WAIT = timedelta(seconds=60)
 MAX_LABELS = 50
 MAX_LABEL = 255  # characters of a name, and of a value
-MAX_REASON = 1_000  # characters
 BY_API = Trigger(type="api")
 
 _REMEDIES = {
-    WorkflowStatus.DRAFT: "Publish it first.",
+    WorkflowStatus.DRAFT: "Publish it first, or start a debug run.",
     WorkflowStatus.ARCHIVED: "Activate it first.",
     WorkflowStatus.DELETED: "Restore it first.",
 }
@@ -47,7 +47,7 @@ class Started:
     change_seq: int
 
 
-class Instances:
+class Instances(Controls):
     """Changes to the runs of a project. Every method raises NotFound for what is not in the actor's project, Denied
     without the permission, and StorageUnavailable if nothing can be stored now.
     """
@@ -55,10 +55,7 @@ class Instances:
     def __init__(
         self, database: Database, journal: Journal, executor: Executor, workflows: Workflows, streams: Streams
     ) -> None:
-        self._database = database
-        self._journal = journal
-        self._executor = executor
-        self._workflows = workflows
+        super().__init__(database, journal, executor, workflows)
         self._streams = streams
         #: Workflows as they were last seen runnable, by project and id or name; the journal's transaction has the
         #: last word, so that a start costs no query of its own.
@@ -78,67 +75,61 @@ class Instances:
         queue_timeout: timedelta | None = None,
         idempotency_key: str | None = None,
         labels: dict[str, str] | None = None,
+        debug: e.Debug | None = None,
+        parameters: dict[str, Any] | None = None,
     ) -> Started:
         """Start a run of the workflow's current version, or of the version named; it is stored when this returns.
 
-        Raises Invalid with every problem of the input and the options, Conflict if the workflow's status forbids it.
+        With ``debug`` it stops at the breakpoints, and may be one of a DRAFT. ``parameters`` overlay the definition's.
+        Raises Invalid with every problem of the input and the options, Conflict if the workflow's status forbids it or
+        (code CONCURRENCY_LIMIT) a run with the same concurrency key is there and the workflow says to skip others.
         """
         actor.require(Permission.INSTANCE_RUN)
         known = (actor.project_id, workflow_id or workflow_name or "")
         current = version_id is None
-        workflow = self._known.get(known) or await self._runnable(actor, workflow_id, workflow_name)
-        version_id = version_id or workflow.current_version_id or ""
-        pinned = await self._workflows.version(version_id)
-        if pinned.workflow_id != workflow.id:
-            raise NotFound("workflow version", version_id, path=("input", "version"))
-        problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
-        problems += _label_problems(labels or {})
-        problems += input_problems(pinned.definition.input_schema, input)
-        if problems:
-            raise Invalid(problems, path=("input",))
-        created = e.InstanceCreated(
-            workflow_id=workflow.id,
-            version_id=version_id,
-            input=input,
-            trigger=trigger,
-            priority=priority,
-            timeout=timeout,
-            queue_timeout=queue_timeout,
-            labels=labels or {},
-            created_by=actor.user_id,
-        )
-        claimed = self._executor.accepts()
-        create = Create(
-            instance_id=clock.new_id("inst"),
-            project_id=actor.project_id,
-            created=e.Recorded(1, clock.now(), created),
-            idempotency_key=idempotency_key,
-            current=current,
-            worker=self._executor.worker if claimed else None,
-            lease_s=self._executor.lease_s,
-        )
-        # Shielded: a caller who hangs up has started the run all the same, and it must be driven.
-        started = await asyncio.shield(asyncio.ensure_future(self._create(create, claimed)))
-        if started is not None:
-            self._known[known] = workflow
-            return started
-        # What was known of the workflow no longer holds: ask again, and be refused if need be.
-        self._known.pop(known, None)
-        return await self.start(
-            actor,
-            workflow_id=workflow_id,
-            workflow_name=workflow_name,
-            version_id=None if current else version_id,
-            input=input,
-            trigger=trigger,
-            priority=priority,
-            timeout=timeout,
-            queue_timeout=queue_timeout,
-            idempotency_key=idempotency_key,
-            labels=labels,
-        )
+        debugged = debug is not None
+        workflow = None if debugged else self._known.get(known)
+        while True:
+            fresh = workflow is None
+            if workflow is None:
+                workflow = await self._runnable(actor, workflow_id, workflow_name, debugged=debugged)
+            pinned = await self._workflows.version(version_id or workflow.current_version_id or "")
+            if pinned.workflow_id != workflow.id:
+                raise NotFound("workflow version", pinned.version_id, path=("input", "version"))
+            problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
+            problems += _label_problems(labels or {})
+            problems += input_problems(pinned.definition.input_schema, input)
+            if problems:
+                raise Invalid(problems, path=("input",))
+            if debug is not None:
+                check_debug(pinned.definition, debug)
+            created = e.InstanceCreated(
+                workflow_id=workflow.id,
+                version_id=pinned.version_id,
+                input=input,
+                trigger=trigger,
+                priority=priority,
+                timeout=timeout,
+                queue_timeout=queue_timeout,
+                labels=labels or {},
+                created_by=actor.user_id,
+                debug=debug,
+                parameters=parameters or {},
+            )
+            started = await self._create(actor, pinned.definition, created, idempotency_key, current=current)
+            if started is not None:
+                if not debugged:
+                    self._known[known] = workflow
+                return started
+            # What was known of the workflow no longer holds: ask again, and be refused if need be.
+            self._known.pop(known, None)
+            if fresh:
+                await asyncio.sleep(0)
+            workflow = None
 
-    async def _runnable(self, actor: Actor, id: str | None, name: str | None) -> StoredWorkflow:
+    async def _runnable(
+        self, actor: Actor, id: str | None, name: str | None, *, debugged: bool = False
+    ) -> StoredWorkflow:
         if id is not None:
             workflow = await self._workflows.get(actor, id)
         else:
@@ -147,22 +138,47 @@ class Instances:
                 raise NotFound("workflow", name or "", path=("input", "workflow"))
             workflow = found
         status = WorkflowStatus(workflow.status)
-        if not status.runnable:
+        if not status.runnable and not (debugged and status is WorkflowStatus.DRAFT):
             remedy = _REMEDIES.get(status, "It can't be run.")
             raise Conflict(f"The workflow {workflow.name!r} is {status}. {remedy}", status=status.value)
         return workflow
 
-    async def _create(self, create: Create, claimed: bool) -> Started | None:
+    async def _create(
+        self,
+        actor: Actor,
+        definition: Definition,
+        created: e.InstanceCreated,
+        idempotency_key: str | None = None,
+        *,
+        current: bool = False,
+    ) -> Started | None:
         """Store and wake the new instance; None if its workflow isn't as it was believed to be."""
+        claimed = self._executor.accepts()
+        create = new_instance(
+            actor.project_id,
+            definition,
+            created,
+            idempotency_key,
+            current=current,
+            worker=self._executor.worker if claimed else None,
+            lease_s=self._executor.lease_s,
+        )
+        # Shielded: a caller who hangs up has started the run all the same, and it must be driven.
+        return await asyncio.shield(asyncio.ensure_future(self._submit(create)))
+
+    async def _submit(self, create: Create) -> Started | None:
         match await self._journal.submit(create):
-            case Committed(change_seq=change_seq):
-                if claimed:
+            case Committed(change_seq=change_seq, gated=gated):
+                if create.worker is not None and not gated:
                     self._executor.adopt(create.instance_id, create.project_id, create.created)
                 else:
                     self._executor.wake(create.instance_id)
                 return Started(create.instance_id, create.created, change_seq)
             case Exists(instance_id=instance_id, change_seq=change_seq):
                 return Started(instance_id, None, change_seq)
+            case Skipped(instance_id=instance_id):
+                message = f"The limit of runs with this concurrency key is reached, by {instance_id} among others."
+                raise Conflict(message, code="CONCURRENCY_LIMIT", instance=instance_id)
             case Stale():
                 return None
             case other:
@@ -179,26 +195,6 @@ class Instances:
         except TimeoutError:
             pass
         return status
-
-    async def cancel(self, actor: Actor, instance_id: str, reason: str | None = None) -> int:
-        """Ask the run to stop; it is CANCELED when its nodes have stopped. Asking twice is asking once.
-
-        Gives the change number of the run as it was then. Raises Conflict if it has ended, Invalid for a long reason.
-        """
-        actor.require(Permission.INSTANCE_RUN)
-        if reason is not None and len(reason) > MAX_REASON:
-            problem = f"A reason has at most {MAX_REASON:,} characters."
-            raise Invalid([Problem("/reason", ProblemCode.OUT_OF_RANGE, problem)], path=("input", "reason"))
-        status = await self._database.read(store.status, actor.project_id, instance_id)
-        if status is None:
-            raise NotFound("instance", instance_id)
-        if status.completed_at is not None:
-            raise Conflict(f"The instance has ended already: {status.status}.", status=status.status)
-        if status.cancel_requested_at is None:
-            request = e.CancelRequested(by=actor.user_id, reason=reason)
-            await self._database.write(store.post, instance_id, request, clock.now())
-            self._executor.wake(instance_id, inbox=True)
-        return status.change_seq
 
 
 def _option_problems(

@@ -43,6 +43,8 @@ class Journal:
         self._pending: list[tuple[Entry, asyncio.Future[Outcome]]] = []
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        #: Told the instances that have something to do because of what others have committed.
+        self.wake: Callable[[str], None] = lambda instance_id: None
 
     def start(self) -> None:
         """Begin to commit."""
@@ -129,6 +131,8 @@ class Journal:
         return True
 
     def _publish(self, entry: Entry, outcome: Committed) -> None:
+        for instance_id in outcome.woken:
+            self.wake(instance_id)
         self._bus.publish(entry.project_id, (outcome.change_seq,))
         if self._bus.wanted(entry.instance_id):
             events = entry.events if isinstance(entry, Append) else (entry.created,)

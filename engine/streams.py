@@ -45,15 +45,17 @@ class Streams:
             if status.completed_at is not None and cursor >= status.last_seq:
                 return
             behind = status.last_seq > cursor
+            ended = False
             while True:
                 while behind:
                     page = await self._database.read(store.events, instance_id, cursor, PAGE)
                     for recorded in page:
                         yield recorded
                         cursor = recorded.seq
-                        if isinstance(recorded.event, _ENDS):
-                            return
+                        ended = isinstance(recorded.event, _ENDS)
                     behind = len(page) == PAGE
+                if ended:  # an end that others follow is none: the failed run was let go on
+                    return
                 for recorded in await subscription.take():
                     if recorded.seq <= cursor:
                         continue

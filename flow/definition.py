@@ -127,6 +127,17 @@ class TriggerSpec(msgspec.Struct, frozen=True):
     input_mapping: dict[str, Any] = {}
 
 
+class Concurrency(msgspec.Struct, frozen=True):
+    """At most ``limit`` runs at once whose ``key`` (an expression on the input; None: all) gives the same.
+
+    ``on_conflict``: where they are there, another waits, or takes the place of the oldest, or is not started.
+    """
+
+    limit: int = 1
+    key: str | None = None
+    on_conflict: Literal["queue", "cancel_running", "skip"] = "queue"
+
+
 class Definition(msgspec.Struct, frozen=True):
     """A whole workflow, valid and with every default filled in."""
 
@@ -140,5 +151,6 @@ class Definition(msgspec.Struct, frozen=True):
     input_schema: dict[str, Any] | None = None
     parameters: dict[str, Any] = {}
     output_mapping: dict[str, Any] = {}
+    concurrency: Concurrency | None = None
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}

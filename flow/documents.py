@@ -84,6 +84,7 @@ _TOP_KEYS = (
     "nodes",
     "edges",
     "output_mapping",
+    "concurrency",
     "tags",
     "metadata",
 )

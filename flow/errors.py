@@ -101,8 +101,8 @@ class Conflict(WorkflowError):
 
     code = "CONFLICT"
 
-    def __init__(self, message: str, *, path: tuple[str, ...] = (), **details: Any) -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, path: tuple[str, ...] = (), code: str | None = None, **details: Any) -> None:
+        super().__init__(message, path=path, code=code)
         self.details = details
 
 

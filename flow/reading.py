@@ -17,6 +17,7 @@ from flow import durations
 from flow.definition import (
     MAX_DEPTH,
     Cache,
+    Concurrency,
     Definition,
     Edge,
     Join,
@@ -239,6 +240,11 @@ RESOURCES: dict[str, Reader] = {
     "memory": number(1, 100_000_000, whole=True),
     "gpu": number(0, 1_000, whole=True),
 }
+CONCURRENCY: dict[str, Reader] = {
+    "limit": number(1, 1_000_000, whole=True),
+    "key": text(),
+    "on_conflict": choice(("queue", "cancel_running", "skip")),
+}
 POSITION: dict[str, Reader] = {"x": number(-1e9, 1e9), "y": number(-1e9, 1e9)}
 NODE: dict[str, Reader] = {
     "id": identifier,
@@ -289,6 +295,7 @@ TOP: dict[str, Reader] = {
     "nodes": _given_list,
     "edges": _given_list,
     "output_mapping": json_object,
+    "concurrency": record(Concurrency, CONCURRENCY),
     "tags": list_of(text(MAX_NAME)),
     "metadata": json_object,
 }

@@ -53,6 +53,18 @@ def definition_schema(types: Mapping[str, TypeInfo] | None = None) -> dict[str, 
                     "items": {"$ref": "#/$defs/edge"},
                 },
                 "output_mapping": _mapping("The instance's output: target path → '$.<jmespath>' on the final scope."),
+                "concurrency": _object(
+                    "How many instances with an equal key run at once.",
+                    {
+                        "limit": {"type": "integer", "minimum": 1, "default": 1, "description": "So many at most."},
+                        "key": _text("An expression on the input, such as customer.id; without it all have the same."),
+                        "on_conflict": {
+                            "enum": ["queue", "cancel_running", "skip"],
+                            "default": "queue",
+                            "description": "Where they are there: wait, cancel the oldest, or don't start.",
+                        },
+                    },
+                ),
                 "tags": {"type": "array", "items": {"type": "string"}, "description": "Words to find the workflow by."},
                 "metadata": {"type": "object", "description": "Anything else; the engine doesn't read it."},
             },

@@ -32,6 +32,7 @@ def check(draft: Draft, types: Mapping[str, TypeInfo], problems: Problems) -> No
     _check_edges(draft, problems)
     _check_templates(draft, graph, components, problems)
     _check_output_mapping(draft, graph, problems)
+    _check_concurrency(draft, problems)
 
 
 # ---- triggers -------------------------------------------------------------------------------------------------
@@ -180,6 +181,23 @@ def _check_output_mapping(draft: Draft, graph: graphcheck.Graph, problems: Probl
             if id not in graph.index:
                 _tell_unknown(id, expression, pointer, graph, problems)
         _check_secrets(expression, pointer, problems)
+
+
+def _check_concurrency(draft: Draft, problems: Problems) -> None:
+    """The key is worked out before the run begins, so it sees no node."""
+    rule = draft.fields.get("concurrency")
+    if rule is None or rule.key is None:
+        return
+    pointer = "/concurrency/key"
+    try:
+        expression = compiled(rule.key)
+    except ExpressionError as error:
+        problems.add(pointer, ProblemCode.BAD_EXPRESSION, error.message)
+        return
+    _check_secrets(expression, pointer, problems)
+    for id in sorted(expression.references.nodes):
+        message = f"The key is needed before the run begins, so it can't use the node {shown(id)}."
+        problems.add(pointer, ProblemCode.TEMPLATE_LATER_NODE, message)
 
 
 def _check_templates(draft: Draft, graph: graphcheck.Graph, components: list[list[int]], problems: Problems) -> None:

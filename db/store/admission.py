@@ -73,6 +73,11 @@ def waiting(connection: Connection, project_ids: Sequence[str]) -> list[str]:
     return sorted(connection.execute(query).scalars())
 
 
+def any_gated(connection: Connection) -> bool:
+    """Whether a run waits at a gate anywhere."""
+    return connection.execute(select(Instance.id).where(Instance.gate.is_not(None)).limit(1)).first() is not None
+
+
 def admit_due(connection: Connection) -> list[str]:
     """Let in everywhere whoever may begin: after a limit was raised, or a deadline has passed at a gate."""
     past = and_(Instance.gate.is_not(None), Instance.due_at.is_not(None), Instance.due_at <= db_now())

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Table, delete, select, update
+from sqlalchemy import Connection, Table, delete, or_, select, update
 
 from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution, Project, Workflow
 from db.store import admission, bulk, changes
@@ -59,7 +59,8 @@ class Append:
     ``fence`` is the holder's; ``base_seq`` is the last sequence number before these events. ``release``: the lease
     is given back with this append, to be woken at ``due_at`` (None: only by somebody else). ``progress``: something
     ended, so that earlier deaths of workers no longer count. ``children`` are created with these events, and
-    ``letters`` put into the inboxes of other instances of the project.
+    ``letters`` put into the inboxes of other instances of the project. ``left``: children that nobody waits for any
+    more; those that end with their parents are cancelled.
     """
 
     instance_id: str
@@ -75,6 +76,7 @@ class Append:
     due_at: datetime | None = None
     progress: bool = False
     children: Sequence[Create] = ()
+    left: Sequence[str] = ()
     letters: Sequence[tuple[str, e.Event]] = ()
 
 
@@ -321,12 +323,13 @@ def _ends(append: Append) -> bool:
 
 
 def _followers(connection: Connection, appends: Sequence[Append]) -> dict[str, list[str]]:
-    """The open children that end with their parents, of those instances that end early now."""
+    """The open children that end with their parents, of those instances that end early now or leave them."""
     early = [append for append in appends if _ends(append) and append.instance[len(_FIXED)] != InstanceStatus.COMPLETED]
     found: defaultdict[str, list[str]] = defaultdict(list)
-    if early:
+    left = [child_id for append in appends for child_id in append.left]
+    if early or left:
         query = select(Instance.parent_id, Instance.id).where(
-            Instance.parent_id.in_([append.instance_id for append in early]),
+            or_(Instance.parent_id.in_([append.instance_id for append in early]), Instance.id.in_(left)),
             Instance.ends_with_parent.is_(True),
             Instance.completed_at.is_(None),
         )

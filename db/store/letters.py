@@ -6,6 +6,7 @@ once; what lies in the inbox already counts as if it had happened.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, assert_never
 
@@ -16,7 +17,7 @@ from db.models import InboxItem, Instance, NodeExecution
 from db.store.instances import Status
 from db.store.journal import rouse, ungate
 from flow import events as e
-from flow.errors import Conflict, NotFound
+from flow.errors import Conflict, NotFound, WorkflowError
 from flow.states import InstanceStatus, NodeStatus
 
 Letterable = (
@@ -94,6 +95,37 @@ def awaited(connection: Connection, project_id: str, instance_id: str, path: str
         return None
     waited: e.Awaited = msgspec.convert(row.awaited, e.Awaited)
     return waited
+
+
+def deliver_all(
+    connection: Connection, project_id: str, instance_ids: Sequence[str], event: Letterable, at: datetime
+) -> dict[str, WorkflowError]:
+    """Put the event into many inboxes; the refusals, by instance."""
+    refusals: dict[str, WorkflowError] = {}
+    for instance_id in sorted(instance_ids):
+        try:
+            deliver(connection, project_id, instance_id, event, at)
+        except (NotFound, Conflict) as refusal:
+            refusals[instance_id] = refusal
+    return refusals
+
+
+def waits_for_signal(
+    connection: Connection, project_id: str, instance_id: str, name: str
+) -> list[dict[str, Any] | None]:
+    """The schemas of the nodes that wait for a signal of this name, None where anything goes."""
+    query = (
+        select(NodeExecution.awaited)
+        .join(Instance, Instance.id == NodeExecution.instance_id)
+        .where(
+            Instance.id == instance_id,
+            Instance.project_id == project_id,
+            NodeExecution.status == NodeStatus.WAITING.value,
+        )
+        .order_by(NodeExecution.last_seq)
+    )
+    found = connection.execute(query).scalars()
+    return [one.get("schema") for one in found if one and one["kind"] == "signal" and one["name"] == name]
 
 
 def _locked(connection: Connection, project_id: str, instance_id: str) -> Status:

@@ -267,6 +267,9 @@ INSTANCES = Listing(
     parent=_I.workflow_id,
 )  # fmt: skip
 
+#: The same instances, only to find them.
+INSTANCE_IDS = msgspec.structs.replace(INSTANCES, columns=(_I.id, _I.created_at))
+
 #: The same instances as the children of others.
 CHILDREN = msgspec.structs.replace(INSTANCES, parent=_I.parent_id)
 
