@@ -65,13 +65,14 @@ Report = LogLine | Progress | Beat
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The attempt gave ``output``; one over 64 KiB is in the artifact store and ``output`` is None.
 
-    ``artifacts`` are those that the handler put itself.
+    ``artifacts`` are those that the handler put itself. ``cached``: the work was another node's.
     """
 
     output: Any = None
     usage: Usage | None = None
     artifact: Artifact | None = None
     artifacts: tuple[Artifact, ...] = ()
+    cached: bool = False
 
 
 class Broke(msgspec.Struct, frozen=True, tag="broke"):

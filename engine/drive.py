@@ -28,13 +28,14 @@ from db.store import journal as store
 from db.store import leases
 from db.store.instances import Letter
 from db.store.leases import Claim
-from engine import clock
+from engine import cache, clock
 from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
 from engine.children import ChildRefused, farewell
 from engine.output import MAX_INLINE
 from flow import events as e
 from flow import expressions
 from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
+from flow.definition import Node
 from flow.errors import Category, Failure, StorageUnavailable
 from flow.events import Artifact
 from flow.expressions import ExpressionError
@@ -226,10 +227,10 @@ class Drive:
         if (progress := self._progress.pop(path, None)) is not None:
             self._record(e.NodeProgress(path, state.attempt, progress.done, progress.total, progress.message))
         match outcome:
-            case Done(output=output, usage=usage, artifact=artifact, artifacts=artifacts):
+            case Done(output=output, usage=usage, artifact=artifact, artifacts=artifacts, cached=cached):
                 for new in (*artifacts, *((artifact,) if artifact else ())):
                     self._artifacts.append(store.NewArtifact(new, clock.now()))
-                self._record(e.NodeCompleted(path, state.attempt, output, artifact, usage))
+                self._record(e.NodeCompleted(path, state.attempt, output, artifact, usage, cached))
             case Broke(failure=failure, usage=usage):
                 draw = random.uniform(-1, 1)
                 self._record(self.run.conclude(path, failure, usage, clock.now(), draw))
@@ -401,7 +402,8 @@ class Drive:
         assert snapshot.created is not None
         input = node_input(self.run.graph, snapshot.nodes, snapshot.created.input, path)
         parameters: dict[str, Any] = node.parameters
-        if parameters:
+        scope = {}
+        if parameters or node.cache is not None:
             scope = node_scope(self.run, input, self._view(), {"id": self.project_id})
             parameters = expressions.render(parameters, scope)
         call = Call(
@@ -418,14 +420,31 @@ class Drive:
             heartbeat_timeout=node.heartbeat_timeout,
             resources=node.resources,
         )
-        began = clock.monotonic()
-        outcome = await self._executor.runner.run(call, lambda said: self._said(path, attempt, said))
-        self._executor.observe(node.type, clock.monotonic() - began)
+        outcome = await self._cached(node, call, scope) if node.cache is not None else await self._called(call)
         if isinstance(outcome, Done) and outcome.artifact is not None:
             # Conditions, mappings and templates downstream see the value, wherever it is stored.
             output = await asyncio.to_thread(self._executor.artifacts.read_json, outcome.artifact)
             outcome = msgspec.structs.replace(outcome, output=output)
         return outcome
+
+    async def _called(self, call: Call) -> Outcome:
+        """The handler's own work."""
+        began = clock.monotonic()
+        outcome = await self._executor.runner.run(call, lambda said: self._said(call.path, call.attempt, said))
+        self._executor.observe(call.type, clock.monotonic() - began)
+        return outcome
+
+    async def _cached(self, node: Node, call: Call, scope: expressions.Scope) -> Outcome:
+        """The result of equal work, if there is one, or the work."""
+        assert node.cache is not None
+        version = self._executor.runner.registry.get(node.type)
+        number = version.version if version is not None else ""
+        if node.cache.key is not None:
+            key = cache.key_by(node.type, number, expressions.render(node.cache.key, scope))
+        else:
+            key = cache.key(node.type, number, call.parameters, call.input)
+        results = self._executor.results
+        return await results.outcome(self.project_id, key, node.cache.ttl, self.instance_id, lambda: self._called(call))
 
     def _view(self) -> dict[str, Any]:
         """What ``instance`` holds in a template."""

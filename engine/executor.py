@@ -28,6 +28,7 @@ from db.store.journal import Append, instance_row
 from db.store.leases import Claim
 from engine import clock
 from engine.artifacts import ArtifactMissing, ArtifactStore
+from engine.cache import ResultCache
 from engine.children import Children, farewell
 from engine.definitions import PinnedVersion
 from engine.drive import Drive
@@ -82,6 +83,7 @@ class Executor:
         self.worker = worker
         self.lease_s = lease_s
         self.artifacts: ArtifactStore = runner.surroundings.artifacts
+        self.results = ResultCache(database, self.artifacts)
         self.observe = observe
         self.draining = False
         self._database = database
