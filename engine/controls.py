@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from db.session import Database
+from db.store import admission, leases, letters, lists
 from db.store import instances as store
-from db.store import leases, letters, lists
 from db.store.journal import Append, Committed, instance_row, node_row
 from db.store.lists import Filter, Slice
 from engine import clock
@@ -258,6 +258,21 @@ class Controls:
                 await self._database.write(leases.release, executor.worker, [instance_id])
         executor.wake(instance_id)
         return change_seq
+
+    # ---- limits
+
+    async def limit(self, actor: Actor, max_running: int | None, workflow_id: str | None = None) -> None:
+        """Let at most so many runs of the workflow, or of the whole project, be under way at once (None: any number).
+
+        Those that are under way go on; the others wait for their turn. Raises NotFound, Invalid below 1.
+        """
+        actor.require(Permission.WORKFLOW_WRITE)
+        if max_running is not None and max_running < 1:
+            problem = Problem("/maxRunning", ProblemCode.OUT_OF_RANGE, "A limit is at least 1; none means any number.")
+            raise Invalid([problem], path=("input", "maxRunning"))
+        admitted = await self._database.write(admission.limit, actor.project_id, workflow_id, max_running)
+        for id in admitted:
+            self._executor.wake(id)
 
     # ---- many at once
 

@@ -39,7 +39,7 @@ from engine.queue import Queue
 from flow import events as e
 from flow.errors import Category, Failure, StorageUnavailable, WorkflowError
 from flow.history import replay
-from flow.planner import Graph, Run, prepare
+from flow.planner import Graph, Names, Run, prepare
 
 MAX_CLAIM = 200  # instances in one claim
 MAX_INSTANCES = 1_000  # instances driven at once
@@ -247,7 +247,7 @@ class Executor:
         try:
             try:
                 prepared = await self._prepared(claim.version_id)
-                run = Run(prepared.graph, await self._with_large_values(events))
+                run = self._run(claim, prepared, await self.with_large_values(events))
             except (WorkflowError, ArtifactMissing) as error:
                 if isinstance(error, StorageUnavailable):
                     raise
@@ -290,14 +290,18 @@ class Executor:
     async def _with_their_values(self, letters: Sequence[Letter]) -> list[Letter]:
         """The letters with the values that are in the artifact store."""
         events = [e.Recorded(0, clock.now(), letter.event) for letter in letters]
-        whole = await self._with_large_values(events)
+        whole = await self.with_large_values(events)
         return [Letter(letter.id, recorded.event) for letter, recorded in zip(letters, whole, strict=True)]
 
     async def replayed(self, claim: Claim) -> Run:
         """The claimed instance as its events say it is."""
         prepared = await self._prepared(claim.version_id)
         histories = await self._database.read(store.histories, [claim.instance_id])
-        return Run(prepared.graph, await self._with_large_values(histories[claim.instance_id]))
+        return self._run(claim, prepared, await self.with_large_values(histories[claim.instance_id]))
+
+    def _run(self, claim: Claim, prepared: Prepared, events: list[e.Recorded]) -> Run:
+        called = Names(claim.instance_id, prepared.workflow_name, claim.project_id)
+        return Run(prepared.graph, events, called)
 
     async def _prepared(self, version_id: str) -> Prepared:
         prepared = self._graphs.get(version_id)
@@ -312,7 +316,7 @@ class Executor:
         kind = self.runner.registry.get(node_type)
         return str(kind.placement) if kind is not None else next(iter(self._room))
 
-    async def _with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
+    async def with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
         """The events with the values that are in the artifact store."""
         large = [i for i, recorded in enumerate(events) if getattr(recorded.event, "artifact", None) is not None]
         for i in large:

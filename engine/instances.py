@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import msgspec
+
 from db.session import Database
+from db.store import instances as store
+from db.store import lists
 from db.store.journal import Committed, Create, Exists, Skipped, Stale
 from db.store.workflows import StoredWorkflow
+from engine import forks
 from engine.access import Actor, Permission
 from engine.concurrency import new_instance
 from engine.controls import Controls, check_debug
@@ -183,6 +189,61 @@ class Instances(Controls):
                 return None
             case other:
                 raise AssertionError(f"a Create can't end as {other}")
+
+    async def fork(
+        self,
+        actor: Actor,
+        instance_id: str,
+        *,
+        seq: int | None = None,
+        node: str | None = None,
+        pins: Mapping[str, Any] | None = None,
+        input: Any = msgspec.UNSET,
+        parameters: dict[str, Any] | None = None,
+        version_id: str | None = None,
+        debug: e.Debug | None = None,
+    ) -> Started:
+        """Start a new run that begins where the old one was right after event ``seq``, or before ``node`` started.
+
+        Nodes completed by then keep their outputs, ``pins`` (path → output) give others. Left out, input, parameters
+        and version are the old run's. Raises NotFound for an event or node that the old run doesn't have, Conflict for
+        a node that never started, Invalid for pins of unknown nodes and as ``start`` does.
+        """
+        actor.require(Permission.INSTANCE_RUN)
+        rows = await self._database.read(lists.instances, actor.project_id, [instance_id])
+        if instance_id not in rows:
+            raise NotFound("instance", instance_id)
+        history = await self._database.read(store.events, instance_id)
+        upto = forks.point(history, seq, node)
+        old = history[0].event
+        assert isinstance(old, e.InstanceCreated)
+        await self._runnable(actor, old.workflow_id, None, debugged=debug is not None)
+        pinned = await self._workflows.version(version_id or old.version_id)
+        if pinned.workflow_id != old.workflow_id:
+            raise NotFound("workflow version", pinned.version_id, path=("input", "version"))
+        before = forks.completed(history, upto)
+        done = dict(zip(before, await self._executor.with_large_values(list(before.values())), strict=True))
+        new_input = old.input if input is msgspec.UNSET else input
+        if problems := input_problems(pinned.definition.input_schema, new_input):
+            raise Invalid(problems, path=("input",))
+        if debug is not None:
+            check_debug(pinned.definition, debug)
+        created = msgspec.structs.replace(
+            old,
+            version_id=pinned.version_id,
+            input=new_input,
+            parameters={**old.parameters, **(parameters or {})},
+            created_by=actor.user_id,
+            debug=debug,
+            parent=None,
+            fork_of=instance_id,
+            pins=forks.pins(done, pins or {}, pinned.definition),
+            concurrency_key=None,
+        )
+        started = await self._create(actor, pinned.definition, created)
+        if started is None:
+            raise Conflict("The workflow was changed at this moment and can't be run now. Look at it and try again.")
+        return started
 
     async def wait(self, actor: Actor, instance_id: str, timeout: timedelta) -> InstanceStatus:
         """The status when the run has ended, or when the time (at most a minute) is over."""

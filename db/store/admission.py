@@ -24,6 +24,7 @@ from sqlalchemy.ext.compiler import compiles
 from db.models import Instance, Project, Workflow
 from db.store import changes
 from db.store.dbclock import db_now
+from flow.errors import NotFound
 
 #: One step of priority is worth as much as having waited this long.
 AGEING_S = 10.0
@@ -130,6 +131,20 @@ def admit(connection: Connection, project_id: str) -> Admitted:
         let_in = update(i).where(i.id.in_(admitted.ids)).values(gate=None, due_at=db_now())
         connection.execute(let_in, execution_options={"synchronize_session": False})
     return admitted
+
+
+def limit(connection: Connection, project_id: str, workflow_id: str | None, max_running: int | None) -> list[str]:
+    """Set the limit of the workflow, or of the project; who may begin by the new one. Raises NotFound."""
+    changes.hold(connection, [project_id])
+    statement = (
+        update(Project).where(Project.id == project_id)
+        if workflow_id is None
+        else update(Workflow).where(Workflow.project_id == project_id, Workflow.id == workflow_id)
+    )
+    options = {"synchronize_session": False}
+    if connection.execute(statement.values(max_running=max_running), execution_options=options).rowcount == 0:
+        raise NotFound("project", project_id) if workflow_id is None else NotFound("workflow", workflow_id)
+    return admit(connection, project_id).ids
 
 
 def others(connection: Connection, project_id: str, group: Group) -> list[str]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Table, delete, or_, select, update
@@ -19,111 +18,49 @@ from sqlalchemy import Connection, Table, delete, or_, select, update
 from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution, Project, Workflow
 from db.store import admission, bulk, changes
 from db.store.dbclock import db_now
+from db.store.entries import (
+    APPEND_COLUMNS,
+    APPEND_UPSERT,
+    ARTIFACT_COLUMNS,
+    EVENT_COLUMNS,
+    FIXED,
+    NEW_COLUMNS,
+    NODE_COLUMNS,
+    NODE_UPSERT,
+    Append,
+    Committed,
+    Create,
+    Entry,
+    Exists,
+    Lost,
+    NewArtifact,
+    Outcome,
+    Skipped,
+    Stale,
+    instance_row,
+    node_row,
+)
 from flow import events as e
-from flow.history import NodeState, Snapshot
+from flow.history import Snapshot
 from flow.states import InstanceStatus, WorkflowStatus
 
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """A new instance with its event 1. With ``worker``, it is claimed at once for that worker (its fence is 1).
-
-    ``current``: its version is to be the workflow's current one. That, and that the workflow may be run at all, is
-    checked in the same transaction, and so is whether a limit allows it to begin (``db.store.admission``): ``limit`` is
-    the one of its concurrency key, ``on_conflict`` what happens where that is reached.
-    """
-
-    instance_id: str
-    project_id: str
-    created: e.Recorded
-    idempotency_key: str | None = None
-    current: bool = True
-    worker: str | None = None
-    lease_s: float = 15.0
-    limit: int | None = None
-    on_conflict: Literal["queue", "cancel_running", "skip"] = "queue"
-
-
-@dataclass(frozen=True, slots=True)
-class NewArtifact:
-    """A file that was put in the store for one of these events."""
-
-    artifact: e.Artifact
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Events of one instance, its rows after them, and what its holder has dealt with.
-
-    ``fence`` is the holder's; ``base_seq`` is the last sequence number before these events. ``release``: the lease
-    is given back with this append, to be woken at ``due_at`` (None: only by somebody else). ``progress``: something
-    ended, so that earlier deaths of workers no longer count. ``children`` are created with these events, and
-    ``letters`` put into the inboxes of other instances of the project. ``left``: children that nobody waits for any
-    more; those that end with their parents are cancelled.
-    """
-
-    instance_id: str
-    project_id: str
-    fence: int
-    base_seq: int
-    events: Sequence[e.Recorded]
-    instance: tuple[Any, ...]
-    nodes: Sequence[tuple[Any, ...]]
-    artifacts: Sequence[NewArtifact] = ()
-    consumed: Sequence[int] = ()
-    release: bool = False
-    due_at: datetime | None = None
-    progress: bool = False
-    children: Sequence[Create] = ()
-    left: Sequence[str] = ()
-    letters: Sequence[tuple[str, e.Event]] = ()
-
-
-Entry = Create | Append
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """It is stored. ``change_seq`` is the project's place of the entry's last event.
-
-    ``more``: the inbox got something new while the lease was being given back: wake the instance again.
-    ``gated``: a limit may keep the new instance waiting, so it was not claimed. ``woken``: other instances that have
-    something to do now: letters to read, or they are new, or a limit lets them begin.
-    """
-
-    change_seq: int
-    more: bool = False
-    gated: bool = False
-    woken: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Exists:
-    """The idempotency key was used before, for this instance; nothing was created."""
-
-    instance_id: str
-    change_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """The workflow is gone, may not be run (any more), or has another current version; nothing was created."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """The limit of its concurrency key is reached, by this instance among others; nothing was created."""
-
-    instance_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Another worker holds the instance, or it is gone; nothing was written for it."""
-
-
-Outcome = Committed | Exists | Stale | Skipped | Lost
+__all__ = [
+    "Append",
+    "Committed",
+    "Create",
+    "Entry",
+    "Exists",
+    "Lost",
+    "NewArtifact",
+    "Outcome",
+    "Skipped",
+    "Stale",
+    "commit",
+    "instance_row",
+    "node_row",
+    "rouse",
+    "ungate",
+]
 
 _PROJECTS: Table = Project.__table__  # type: ignore[assignment]
 _INBOX: Table = InboxItem.__table__  # type: ignore[assignment]
@@ -132,64 +69,6 @@ _WORKFLOWS: Table = Workflow.__table__  # type: ignore[assignment]
 _EVENTS: Table = EventRow.__table__  # type: ignore[assignment]
 _NODES: Table = NodeExecution.__table__  # type: ignore[assignment]
 _ARTIFACTS: Table = Artifact.__table__  # type: ignore[assignment]
-
-#: What an append may change of an instance, in the order of ``instance_row``.
-_CHANGING = (
-    "status",
-    "output",
-    "output_artifact",
-    "error",
-    "started_at",
-    "completed_at",
-    "cancel_requested_at",
-    "last_seq",
-    "pause_reason",
-)
-_FIXED = (
-    "id",
-    "project_id",
-    "workflow_id",
-    "version_id",
-    "trigger_type",
-    "input",
-    "labels",
-    "priority",
-    "created_at",
-    "created_by",
-)
-_LEASE = ("fence", "owner", "lease_until", "due_at", "lost_claims")
-_ORIGIN = ("parent_id", "parent_path", "ends_with_parent", "fork_of", "concurrency_key", "concurrency_limit", "gate")
-_NEW_COLUMNS = (*_FIXED, *_CHANGING, "idempotency_key", "change_seq", *_LEASE, *_ORIGIN)
-_APPEND_COLUMNS = (*_FIXED, *_CHANGING, "change_seq", *_LEASE)
-_APPEND_UPSERT = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(
-    f"{column} = excluded.{column}" for column in (*_CHANGING, "change_seq", *_LEASE)
-)
-_EVENT_COLUMNS = ("instance_id", "seq", "change_seq", "type", "path", "at", "data")
-_NODE_COLUMNS = (
-    "instance_id",
-    "path",
-    "ordinal",
-    "node_id",
-    "node_type",
-    "status",
-    "skip_reason",
-    "attempt",
-    "started_at",
-    "completed_at",
-    "due_at",
-    "started_seq",
-    "output",
-    "output_artifact",
-    "error",
-    "progress",
-    "usage",
-    "worker",
-    "last_seq",
-    "awaited",
-    "cached",
-)
-_NODE_UPSERT = bulk.upsert(("instance_id", "path"), _NODE_COLUMNS)
-_ARTIFACT_COLUMNS = ("id", "project_id", "instance_id", "sha256", "size", "media_type", "created_at")
 
 
 class _Held(NamedTuple):
@@ -200,61 +79,6 @@ class _Held(NamedTuple):
     lease_until: Any
     lost_claims: int
     completed_at: Any
-
-
-def instance_row(instance_id: str, project_id: str, snapshot: Snapshot) -> tuple[Any, ...]:
-    """The instance's row as its snapshot says, without what only the database knows."""
-    created = snapshot.created
-    assert created is not None
-    return (
-        instance_id,
-        project_id,
-        created.workflow_id,
-        created.version_id,
-        created.trigger.type,
-        created.input,
-        created.labels or None,
-        created.priority,
-        snapshot.created_at,
-        created.created_by,
-        snapshot.status.value,
-        None if snapshot.artifact is not None else snapshot.output,
-        _builtins(snapshot.artifact),
-        _builtins(snapshot.error),
-        snapshot.started_at,
-        snapshot.completed_at,
-        snapshot.cancel_requested_at,
-        snapshot.last_seq,
-        snapshot.pause.reason.value if snapshot.pause is not None else None,
-    )
-
-
-def node_row(instance_id: str, path: str, node_type: str, state: NodeState) -> tuple[Any, ...]:
-    """A node execution's row as its state says. An output in the artifact store is not repeated here."""
-    progress = state.progress
-    return (
-        instance_id,
-        path,
-        state.ordinal,
-        path.rpartition("/")[2],
-        node_type,
-        state.status.value,
-        state.skip_reason,
-        state.attempt,
-        state.first_start,
-        state.completed_at,
-        state.due,
-        state.started_seq,
-        None if state.artifact is not None else state.output,
-        _builtins(state.artifact),
-        _builtins(state.error),
-        {"done": progress.done, "total": progress.total, "message": progress.message} if progress else None,
-        _builtins(state.usage),
-        state.worker,
-        state.last_seq,
-        _builtins(state.awaited),
-        state.cached or None,
-    )
 
 
 def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
@@ -319,12 +143,12 @@ _OVERRUN = e.CancelRequested(reason="A newer instance of the same concurrency ke
 
 
 def _ends(append: Append) -> bool:
-    return InstanceStatus(append.instance[len(_FIXED)]).terminal
+    return InstanceStatus(append.instance[len(FIXED)]).terminal
 
 
 def _followers(connection: Connection, appends: Sequence[Append]) -> dict[str, list[str]]:
     """The open children that end with their parents, of those instances that end early now or leave them."""
-    early = [append for append in appends if _ends(append) and append.instance[len(_FIXED)] != InstanceStatus.COMPLETED]
+    early = [append for append in appends if _ends(append) and append.instance[len(FIXED)] != InstanceStatus.COMPLETED]
     found: defaultdict[str, list[str]] = defaultdict(list)
     left = [child_id for append in appends for child_id in append.left]
     if early or left:
@@ -561,7 +385,7 @@ def _insert_new(
             )
         )
     if rows:
-        bulk.insert(connection, _INSTANCES, _NEW_COLUMNS, rows)
+        bulk.insert(connection, _INSTANCES, NEW_COLUMNS, rows)
 
 
 def _deadline(create: Create) -> datetime | None:
@@ -593,7 +417,7 @@ def _insert_events(
             )
             place += 1
     if rows:
-        bulk.insert(connection, _EVENTS, _EVENT_COLUMNS, rows)
+        bulk.insert(connection, _EVENTS, EVENT_COLUMNS, rows)
 
 
 def _update_instances(
@@ -602,7 +426,7 @@ def _update_instances(
     rows = []
     for append in appends:
         row = held[append.instance_id]
-        done = append.release or InstanceStatus(append.instance[len(_FIXED)]).terminal
+        done = append.release or InstanceStatus(append.instance[len(FIXED)]).terminal
         rows.append(
             (
                 *append.instance,
@@ -615,13 +439,13 @@ def _update_instances(
             )
         )
     if rows:
-        bulk.insert(connection, _INSTANCES, _APPEND_COLUMNS, rows, conflict=_APPEND_UPSERT)
+        bulk.insert(connection, _INSTANCES, APPEND_COLUMNS, rows, conflict=APPEND_UPSERT)
 
 
 def _upsert_nodes(connection: Connection, appends: Sequence[Append]) -> None:
     rows = [row for append in appends for row in append.nodes]
     if rows:
-        bulk.insert(connection, _NODES, _NODE_COLUMNS, rows, conflict=_NODE_UPSERT)
+        bulk.insert(connection, _NODES, NODE_COLUMNS, rows, conflict=NODE_UPSERT)
 
 
 def _insert_artifacts(connection: Connection, appends: Sequence[Append]) -> None:
@@ -639,7 +463,7 @@ def _insert_artifacts(connection: Connection, appends: Sequence[Append]) -> None
         for new in append.artifacts
     ]
     if rows:
-        bulk.insert(connection, _ARTIFACTS, _ARTIFACT_COLUMNS, rows, conflict=" ON CONFLICT (id) DO NOTHING")
+        bulk.insert(connection, _ARTIFACTS, ARTIFACT_COLUMNS, rows, conflict=" ON CONFLICT (id) DO NOTHING")
 
 
 def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozenset[str]:
@@ -654,7 +478,3 @@ def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozense
     if more:
         rouse(connection, more)
     return frozenset(more)
-
-
-def _builtins(value: msgspec.Struct | None) -> Any:
-    return None if value is None else msgspec.to_builtins(value)
