@@ -31,7 +31,7 @@ from db.store.leases import Claim
 from engine import cache, clock
 from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
 from engine.children import ChildRefused, farewell
-from engine.output import MAX_INLINE
+from engine.output import MAX_INLINE, MAX_OUTPUT
 from flow import events as e
 from flow import expressions
 from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
@@ -39,8 +39,8 @@ from flow.definition import Node
 from flow.errors import Category, Failure, StorageUnavailable
 from flow.events import Artifact
 from flow.expressions import ExpressionError
-from flow.letters import fits
-from flow.planner import Run, node_input, node_scope
+from flow.history import NodeState
+from flow.planner import Run
 from flow.states import NodeStatus
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ PROGRESS_EVERY_S = 0.25
 MAX_LOG_LINES = 1_000
 #: How soon the inbox is read again, and a large output put again, when that could not be done.
 READ_AGAIN_S = STORE_AGAIN_S = 1.0
+#: So many events are stored at once; control nodes could decide for long without it.
+MAX_APPEND = 1_000
 #: Two workers died on the instance among others, two more on it alone (``db.store.leases``): so will the next.
 MAX_DEATHS = leases.SUSPECT + 2
 
@@ -105,6 +107,9 @@ class Drive:
         self._abandoned = False
         # What the next append carries.
         self._events: list[e.Recorded] = []
+        self._touched: dict[str, NodeState] = {}
+        #: Events (by number) whose output is too large to be in them.
+        self._large: set[int] = set()
         self._consumed: list[int] = []
         self._artifacts: list[store.NewArtifact] = []
         self._children: list[store.Create] = []
@@ -148,7 +153,7 @@ class Drive:
             await self._go_on()
         finally:
             for start in self._starting:
-                self._executor.vacate(self.run.graph.lanes[start.path])
+                self._executor.vacate(self.run.lane(start.path))
             self.abandon()
             await asyncio.gather(*self._attempts.values())
 
@@ -159,14 +164,14 @@ class Drive:
             if self._check_inbox:
                 await self._read_inbox()
             self._absorb()
-            self._decide()
+            unfinished = self._decide()
             while self._spawns:
                 await self._spawn()
-                self._decide()
+                unfinished = self._decide()
             ended = self.run.snapshot.status.terminal
             held_up = self.run.held_up(self._planned_at) if not self._executor.draining else set()
             self._executor.stand_in_line(self, held_up)
-            rests = not ended and not self._attempts and not self._starting and not held_up
+            rests = not (ended or unfinished or self._attempts or self._starting or held_up)
             if self._events or ended or rests:
                 progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events)
                 outcome = await self._commit(release=rests, progress=progress)
@@ -183,12 +188,12 @@ class Drive:
             if self._abandoned:
                 return
             self._launch()
-            if not self._mail and not self._check_inbox:
+            if not (self._mail or self._check_inbox or unfinished):
                 await self._wait()
 
     def _recover(self) -> None:
         """What ran when the last holder died is lost; an instance that kills every holder is given up."""
-        for path in sorted(self.run.snapshot.running):
+        for path in sorted(self.run.executing):
             self._record(self.run.lost(path))
         if self._claim.lost_claims >= MAX_DEATHS:
             message = (
@@ -216,10 +221,10 @@ class Drive:
                     self._conclude(path, outcome)
                 case Letter(id, event):
                     self._consumed.append(id)
-                    if fits(self.run.snapshot, event):
+                    if self.run.accepts(event):
                         self._record(event)
                 case e.NodeLog() | e.NodeProgress() as said:
-                    if said.path in self.run.snapshot.running:
+                    if said.path in self.run.executing:
                         self._record(said)
 
     def _conclude(self, path: str, outcome: Outcome | Stopped) -> None:
@@ -242,8 +247,11 @@ class Drive:
             case _:
                 assert_never(outcome)
 
-    def _decide(self) -> None:
-        """Plan until nothing new follows; what is to be started is recorded, to run once it is stored."""
+    def _decide(self) -> bool:
+        """Plan until nothing new follows; what is to be started is recorded, to run once it is stored.
+
+        True if more follows than is to be stored at once.
+        """
         starts = self._starting
         self._planned_at = clock.now()
         while True:
@@ -253,14 +261,16 @@ class Drive:
                 match action:
                     case Begin():
                         self._record(e.InstanceStarted(worker=self._executor.worker))
+                    case Start(path, attempt) if self.run.is_control(path):
+                        self._record(e.NodeStarted(path, attempt))
                     case Start(path, attempt):
-                        self._executor.occupy(self, self.run.graph.lanes[path])
+                        self._executor.occupy(self, self.run.lane(path))
                         self._record(e.NodeStarted(path, attempt, self._executor.worker))
                         starts.append(action)
                     case Skip(path, reason):
                         self._record(e.NodeSkipped(path, reason.value))
-                    case Complete(path, output, artifact, cached):
-                        self._record(e.NodeCompleted(path, self._attempt_of(path), output, artifact, cached=cached))
+                    case Complete():
+                        self._complete(action)
                     case Fail(path, error):
                         self._record(e.NodeFailed(path, self._attempt_of(path), error))
                     case Wait(path, awaited):
@@ -276,7 +286,20 @@ class Drive:
                     case _:
                         assert_never(action)
             if len(self._events) - len(starts) == others:  # a start brings nothing new to plan; all else may
+                return False
+            if len(self._events) >= MAX_APPEND:
+                return True
+
+    def _complete(self, action: Complete) -> None:
+        path, output, artifact = action.path, action.output, action.artifact
+        attempt = self._attempt_of(path)
+        if artifact is None and (size := len(msgspec.json.encode(output))) > MAX_INLINE:
+            if size > MAX_OUTPUT:
+                message = f"The output has {size:,} bytes of JSON; a node gives at most {MAX_OUTPUT:,}."
+                self._record(e.NodeFailed(path, attempt, Failure("OUTPUT_TOO_LARGE", Category.RESOURCE, message, path)))
                 return
+            self._large.add(self.run.snapshot.last_seq + 1)
+        self._record(e.NodeCompleted(path, attempt, output, artifact, cached=action.cached))
 
     async def _spawn(self) -> None:
         """Make the children that were planned, to be created with the events that name them."""
@@ -300,7 +323,8 @@ class Drive:
     def _cancel(self, path: str) -> None:
         if path in self._attempts:
             self._stop(path)
-        elif self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING:
+        elif self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING or self.run.is_control(path):
+            self._spawns.pop(path, None)
             if isinstance(awaited := self.run.snapshot.nodes[path].awaited, e.ForChild):
                 self._left.append(awaited.instance_id)
             self._record(e.NodeCanceled(path, self._attempt_of(path)))
@@ -321,14 +345,18 @@ class Drive:
     def _record(self, event: e.AnyEvent) -> None:
         """Make the event history, as far as this process knows; the next append makes it so for everybody."""
         recorded = e.Recorded(self.run.snapshot.last_seq + 1, clock.now(), event)
-        self.run.apply(recorded)
+        self._touched.update(self.run.apply(recorded))
         self._events.append(recorded)
+        match event:
+            case e.InstanceCompleted(artifact=None, output=output) if len(msgspec.json.encode(output)) > MAX_INLINE:
+                self._large.add(recorded.seq)
+            case _:
+                pass
 
     async def _commit(self, *, release: bool, progress: bool) -> store.Outcome:
-        await self._store_large_output()
-        snapshot = self.run.snapshot
-        touched = dict.fromkeys(event.event.path for event in self._events if isinstance(event.event, e.NodeEvent))
-        nodes = self.run.graph.nodes
+        if self._large:
+            await self._store_large_outputs()
+        snapshot, run = self.run.snapshot, self.run
         entry = store.Append(
             instance_id=self.instance_id,
             project_id=self.project_id,
@@ -336,7 +364,10 @@ class Drive:
             base_seq=snapshot.last_seq - len(self._events),
             events=[without_large_values(event) for event in self._events],
             instance=store.instance_row(self.instance_id, self.project_id, snapshot),
-            nodes=[store.node_row(self.instance_id, path, nodes[path].type, snapshot.nodes[path]) for path in touched],
+            nodes=[
+                store.node_row(self.instance_id, path, run.node(path).type, state)
+                for path, state in self._touched.items()
+            ],
             artifacts=self._artifacts,
             consumed=self._consumed,
             release=release,
@@ -347,18 +378,25 @@ class Drive:
             letters=farewell(self.instance_id, snapshot),
         )
         self._events, self._artifacts, self._consumed, self._children, self._left = [], [], [], [], []
+        self._touched = {}
         return await self._executor.journal.submit(entry)
 
-    async def _store_large_output(self) -> None:
-        """An instance's output that is too large for an event goes to the artifact store."""
-        if not self._events or not isinstance(last := self._events[-1].event, e.InstanceCompleted):
-            return
-        if last.artifact is None and len(msgspec.json.encode(last.output)) > MAX_INLINE:
-            artifact = await self._put(last.output)
+    async def _store_large_outputs(self) -> None:
+        """What is too large for an event goes to the artifact store: a run's output, or that of a control node."""
+        for place, recorded in enumerate(self._events):
+            event = recorded.event
+            if recorded.seq not in self._large or not isinstance(event, e.NodeCompleted | e.InstanceCompleted):
+                continue
+            artifact = await self._put(event.output)
             self._artifacts.append(store.NewArtifact(artifact, clock.now()))
-            self.run.snapshot.artifact = artifact
-            event = msgspec.structs.replace(last, artifact=artifact)
-            self._events[-1] = msgspec.structs.replace(self._events[-1], event=event)
+            if isinstance(event, e.NodeCompleted):
+                self._touched[event.path].artifact = artifact
+            else:
+                self.run.snapshot.artifact = artifact
+            self._events[place] = msgspec.structs.replace(
+                recorded, event=msgspec.structs.replace(event, artifact=artifact)
+            )
+        self._large.clear()
 
     async def _put(self, value: Any) -> Artifact:
         """Put the value into the artifact store, however long that has no room: the work it came from is done."""
@@ -391,20 +429,18 @@ class Drive:
         del self._attempts[path]
         self._stopping.discard(path)
         self._lines.pop(path, None)
-        self._executor.vacate(self.run.graph.lanes[path])
+        self._executor.vacate(self.run.lane(path))
         self._mail.append(Ended(path, outcome))
         self._knocked.set()
 
     async def _make(self, path: str, attempt: int) -> Outcome:
         """One attempt of one node: its input and parameters worked out, its handler called."""
-        node = self.run.graph.nodes[path]
-        snapshot = self.run.snapshot
-        assert snapshot.created is not None
-        input = node_input(self.run.graph, snapshot.nodes, snapshot.created.input, path)
+        node = self.run.node(path)
+        input = self.run.input(path)
         parameters: dict[str, Any] = node.parameters
         scope = {}
         if parameters or node.cache is not None:
-            scope = node_scope(self.run, input, self._view(), {"id": self.project_id})
+            scope = self.run.names(path, input)
             parameters = expressions.render(parameters, scope)
         call = Call(
             type=node.type,
@@ -445,20 +481,6 @@ class Drive:
             key = cache.key(node.type, number, call.parameters, call.input)
         results = self._executor.results
         return await results.outcome(self.project_id, key, node.cache.ttl, self.instance_id, lambda: self._called(call))
-
-    def _view(self) -> dict[str, Any]:
-        """What ``instance`` holds in a template."""
-        snapshot = self.run.snapshot
-        assert snapshot.created is not None
-        assert snapshot.created_at is not None
-        return {
-            "id": self.instance_id,
-            "workflow": self._prepared.workflow_name,
-            "workflow_id": snapshot.created.workflow_id,
-            "version_id": snapshot.created.version_id,
-            "created_at": snapshot.created_at.isoformat(),
-            "labels": snapshot.created.labels,
-        }
 
     def _said(self, path: str, attempt: int, said: Report) -> None:
         match said:

@@ -98,6 +98,8 @@ class Snapshot:
     retrying: set[str] = field(default_factory=set)
     #: In the order in which they began to wait.
     waiting: dict[str, None] = field(default_factory=dict)
+    #: Those of them that have got what they wait for.
+    answered: dict[str, None] = field(default_factory=dict)
     signals: dict[str, list[e.SignalReceived]] = field(default_factory=dict)
 
     def apply(self, recorded: e.Recorded) -> None:
@@ -144,7 +146,7 @@ class Snapshot:
                 return
             case e.ApprovalAnswered(path=path) | e.ChildEnded(path=path):
                 if path in self.waiting and self.nodes[path].answer is None:
-                    self.nodes[path].answer = event
+                    self._answer(path, event)
                 return
         self.status = after(INSTANCE_TRANSITIONS, self.status, type(event))
         match event:
@@ -197,6 +199,11 @@ class Snapshot:
         self.running.discard(path)
         self.retrying.discard(path)
         self.waiting.pop(path, None)
+        self.answered.pop(path, None)
+
+    def _answer(self, path: str, answer: Answer) -> None:
+        self.nodes[path].answer = answer
+        self.answered[path] = None
 
     def _deliver(self, signal: e.SignalReceived) -> None:
         for path in self.waiting:
@@ -204,7 +211,7 @@ class Snapshot:
             match node.awaited:
                 case e.ForSignal(name=name, schema=schema) if name == signal.name and node.answer is None:
                     if fits(signal.payload, schema):
-                        node.answer = signal
+                        self._answer(path, signal)
                         return
         self.signals.setdefault(signal.name, []).append(signal)
 
@@ -242,8 +249,8 @@ class Snapshot:
                 node.awaited, node.answer = awaited, None
                 node.due = None if isinstance(awaited, e.ForChild) else awaited.until
                 self.waiting[path] = None
-                if isinstance(awaited, e.ForSignal):
-                    node.answer = self._take_signal(awaited)
+                if isinstance(awaited, e.ForSignal) and (signal := self._take_signal(awaited)) is not None:
+                    self._answer(path, signal)
             case e.NodeRetrying(error=error, due=due):
                 node.error, node.due = error, due
                 self.retrying.add(path)

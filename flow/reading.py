@@ -301,6 +301,14 @@ TOP: dict[str, Reader] = {
 }
 
 
+def read_body(body: Mapping[str, Any]) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
+    """The nodes and edges of a loop's body, which was read before and found valid."""
+    problems = Problems()
+    nodes = [members(node, "", problems, NODE, ()) for node in body["nodes"]]
+    edges = [members(edge, "", problems, EDGE, ()) for edge in body.get("edges") or ()]
+    return tuple(Node(**node) for node in nodes if node), tuple(Edge(**edge) for edge in edges if edge)
+
+
 # ---- the document ---------------------------------------------------------------------------------------------
 
 

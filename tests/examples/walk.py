@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from engine.calls import Broke, Call, Done, LogLine, Report
 from engine.placement import Runner
-from flow import documents, expressions, parsing, planner
+from flow import actions, documents, expressions, parsing, planner
 from flow import events as e
 from flow.definition import Definition
 
@@ -44,7 +43,7 @@ def definition(path: Path, runner: Runner) -> Definition:
 
 async def walk(definition: Definition, input: Any, runner: Runner, instance: str = "inst-1") -> Walked:
     """Run the definition to its end, one node after the other."""
-    run = planner.Run(planner.prepare(definition))
+    run = planner.Run(planner.prepare(definition), called=planner.Names(instance, "", "proj-1"))
     logs: list[str] = []
 
     def heard(said: Report) -> None:
@@ -60,11 +59,11 @@ async def walk(definition: Definition, input: Any, runner: Runner, instance: str
     while True:
         for action in run.plan(NOW):
             match action:
-                case planner.Begin():
+                case actions.Begin():
                     happen(e.InstanceStarted())
-                case planner.Skip(path, reason):
+                case actions.Skip(path, reason):
                     happen(e.NodeSkipped(path=path, reason=reason))
-                case planner.Start(path, attempt):
+                case actions.Start(path, attempt):
                     happen(e.NodeStarted(path=path, attempt=attempt))
                     match await _attempt(run, path, attempt, runner, instance, heard):
                         case Done(output, usage, artifact):
@@ -75,7 +74,7 @@ async def walk(definition: Definition, input: Any, runner: Runner, instance: str
                             )
                         case Broke(failure):
                             happen(e.NodeFailed(path=path, attempt=attempt, error=failure))
-                case planner.End(event):
+                case actions.End(event):
                     return Walked(run, event, logs)
                 case _:
                     raise AssertionError(action)
@@ -85,11 +84,8 @@ async def walk(definition: Definition, input: Any, runner: Runner, instance: str
 async def _attempt(
     run: planner.Run, path: str, attempt: int, runner: Runner, instance: str, heard: Any
 ) -> Done | Broke:
-    node = run.graph.nodes[path]
-    created = run.snapshot.created
-    given = planner.node_input(run.graph, run.snapshot.nodes, created.input if created else None, path)
-    about: Mapping[str, Any] = {"id": instance}
-    scope = planner.node_scope(run, given, about, {"id": "proj-1"})
-    rendered = expressions.render(node.parameters, scope)
+    node = run.node(path)
+    given = run.input(path)
+    rendered = expressions.render(node.parameters, run.names(path, given))
     call = Call(node.type, instance, "proj-1", path, path, attempt, rendered, given, f"{instance}/{path}", node.timeout)
     return await runner.run(call, heard)

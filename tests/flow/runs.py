@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flow import events as e
+from flow.actions import Action, Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
 from flow.definition import Definition, Edge, Node, On, TriggerSpec
 from flow.errors import Category, Failure
-from flow.planner import Action, Begin, Cancel, End, Fail, Graph, Skip, Start, plan, prepare
+from flow.planner import Graph, plan, prepare
 from flow.planner import Run as FlowRun
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,12 +112,26 @@ class Run:
                 return self.record(e.NodeStarted(path, attempt))
             case Skip(path, reason):
                 return self.record(e.NodeSkipped(path, str(reason)))
+            case Complete(path, output, artifact, cached):
+                return self.record(e.NodeCompleted(path, self.attempt(path), output, artifact, cached=cached))
             case Fail(path, error):
-                return self.record(e.NodeFailed(path, 0, error))
+                return self.record(e.NodeFailed(path, self.attempt(path), error))
+            case Wait(path, awaited):
+                return self.record(e.NodeWaiting(path, self.attempt(path), awaited))
+            case Spawn(path, wait=True):
+                return self.record(e.NodeWaiting(path, self.attempt(path), e.ForChild(f"inst-{path}")))
+            case Spawn(path):
+                return self.record(e.NodeCompleted(path, self.attempt(path), {"instance_id": f"inst-{path}"}))
+            case Pause(reason, path, phase):
+                return self.record(e.InstancePaused(reason, path=path, phase=phase))
             case Cancel(path):
                 return self.record(e.NodeCanceled(path, self.run.snapshot.nodes[path].attempt))
             case End(event):
                 return self.record(event)
+
+    def attempt(self, path: str) -> int:
+        state = self.run.snapshot.nodes.get(path)
+        return state.attempt if state is not None else 0
 
     def settle(self, wanted: Callable[[Action], bool] = lambda action: not isinstance(action, Start)) -> Run:
         """Answer every planned action that is wanted (all but starts), until none is left."""

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from flow import events as e
+from flow.actions import Begin, Cancel, End, Fail, Start
 from flow.definition import Join, RetryPolicy
 from flow.errors import Category, Failure
-from flow.planner import Begin, Cancel, End, Fail, Start, Tally, Verdict, node_input, verdict
+from flow.joins import Tally, Verdict, verdict
+from flow.planner import node_input
 from tests.flow.runs import Run, definition
 
 

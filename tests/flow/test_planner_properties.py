@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow import events as e
+from flow.actions import Cancel, Start
 from flow.definition import Definition, Edge, Join, Node, On, RetryPolicy, TriggerSpec
 from flow.errors import Category, Failure
 from flow.history import replay
-from flow.planner import Cancel, Mode, Start
+from flow.planner import Mode
 from flow.planner import Run as FlowRun
 from flow.states import NodeStatus
 from tests.flow.runs import Run
