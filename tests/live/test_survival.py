@@ -39,7 +39,11 @@ mutation ($workflow: ID!, $input: JSON!, $key: String!) {
 """
 EVENTS = """
 subscription ($id: ID!, $after: Int!) {
-  instanceEvents(id: $id, after: $after) { seq type ... on NodeEvent { nodePath } ... on InstanceFailedEvent { error { code message } } }
+  instanceEvents(id: $id, after: $after) {
+    seq type
+    ... on NodeEvent { nodePath }
+    ... on InstanceFailedEvent { error { code message } }
+  }
 }
 """
 OUTPUT = "query ($id: ID!) { instance(id: $id) { status output } }"
