@@ -12,6 +12,7 @@ from engine import clock
 from engine.access import Access
 from engine.bus import Bus
 from engine.executor import Executor
+from engine.health import StorageCheck
 from engine.instances import Instances
 from engine.journal import Journal
 from engine.nodes.registry import Registry
@@ -63,6 +64,8 @@ class Engine:
             observe=observe_node,
         )
         self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
+        #: Await it: raises StorageUnavailable where nothing can be stored now.
+        self.storage_check = StorageCheck(database)
         self._alone = alone
 
     async def start(self) -> None:
