@@ -13,6 +13,7 @@ from db.store.journal import Committed, Create, Exists, Stale
 from db.store.workflows import StoredWorkflow
 from engine import clock
 from engine.access import Actor, Permission
+from engine.definitions import PinnedVersion
 from engine.executor import Executor
 from engine.journal import Journal
 from engine.lru import LRU
@@ -85,58 +86,57 @@ class Instances:
         """
         actor.require(Permission.INSTANCE_RUN)
         known = (actor.project_id, workflow_id or workflow_name or "")
-        current = version_id is None
-        workflow = self._known.get(known) or await self._runnable(actor, workflow_id, workflow_name)
-        version_id = version_id or workflow.current_version_id or ""
-        pinned = await self._workflows.version(version_id)
+        while True:
+            cached = self._known.get(known)
+            workflow = cached or await self._runnable(actor, workflow_id, workflow_name)
+            try:
+                pinned = await self._pinned(workflow, version_id)
+                problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
+                problems += _label_problems(labels or {})
+                problems += input_problems(pinned.definition.input_schema, input)
+                if problems:
+                    raise Invalid(problems, path=("input",))
+            except (NotFound, Invalid):
+                if cached is None:
+                    raise
+                self._known.pop(known, None)  # perhaps it fits the workflow as it is by now
+                continue
+            created = e.InstanceCreated(
+                workflow_id=workflow.id,
+                version_id=pinned.version_id,
+                input=input,
+                trigger=trigger,
+                priority=priority,
+                timeout=timeout,
+                queue_timeout=queue_timeout,
+                labels=labels or {},
+                created_by=actor.user_id,
+            )
+            claimed = self._executor.accepts()
+            create = Create(
+                instance_id=clock.new_id("inst"),
+                project_id=actor.project_id,
+                created=e.Recorded(1, clock.now(), created),
+                idempotency_key=idempotency_key,
+                current=version_id is None,
+                worker=self._executor.worker if claimed else None,
+                lease_s=self._executor.lease_s,
+            )
+            # Shielded: a caller who hangs up has started the run all the same, and it must be driven.
+            started = await asyncio.shield(asyncio.ensure_future(self._create(create, claimed, priority)))
+            if started is not None:
+                self._known[known] = workflow
+                return started
+            # What was known of the workflow no longer holds: ask again, and be refused if need be.
+            self._known.pop(known, None)
+
+    async def _pinned(self, workflow: StoredWorkflow, version_id: str | None) -> PinnedVersion:
+        """The version to run: the one that was named, or the current one."""
+        wanted = version_id or workflow.current_version_id or ""
+        pinned = await self._workflows.version(wanted)
         if pinned.workflow_id != workflow.id:
-            raise NotFound("workflow version", version_id, path=("input", "version"))
-        problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
-        problems += _label_problems(labels or {})
-        problems += input_problems(pinned.definition.input_schema, input)
-        if problems:
-            raise Invalid(problems, path=("input",))
-        created = e.InstanceCreated(
-            workflow_id=workflow.id,
-            version_id=version_id,
-            input=input,
-            trigger=trigger,
-            priority=priority,
-            timeout=timeout,
-            queue_timeout=queue_timeout,
-            labels=labels or {},
-            created_by=actor.user_id,
-        )
-        claimed = self._executor.accepts()
-        create = Create(
-            instance_id=clock.new_id("inst"),
-            project_id=actor.project_id,
-            created=e.Recorded(1, clock.now(), created),
-            idempotency_key=idempotency_key,
-            current=current,
-            worker=self._executor.worker if claimed else None,
-            lease_s=self._executor.lease_s,
-        )
-        # Shielded: a caller who hangs up has started the run all the same, and it must be driven.
-        started = await asyncio.shield(asyncio.ensure_future(self._create(create, claimed)))
-        if started is not None:
-            self._known[known] = workflow
-            return started
-        # What was known of the workflow no longer holds: ask again, and be refused if need be.
-        self._known.pop(known, None)
-        return await self.start(
-            actor,
-            workflow_id=workflow_id,
-            workflow_name=workflow_name,
-            version_id=None if current else version_id,
-            input=input,
-            trigger=trigger,
-            priority=priority,
-            timeout=timeout,
-            queue_timeout=queue_timeout,
-            idempotency_key=idempotency_key,
-            labels=labels,
-        )
+            raise NotFound("workflow version", wanted, path=("input", "version"))
+        return pinned
 
     async def _runnable(self, actor: Actor, id: str | None, name: str | None) -> StoredWorkflow:
         if id is not None:
@@ -152,14 +152,14 @@ class Instances:
             raise Conflict(f"The workflow {workflow.name!r} is {status}. {remedy}", status=status.value)
         return workflow
 
-    async def _create(self, create: Create, claimed: bool) -> Started | None:
+    async def _create(self, create: Create, claimed: bool, priority: int) -> Started | None:
         """Store and wake the new instance; None if its workflow isn't as it was believed to be."""
         match await self._journal.submit(create):
             case Committed(change_seq=change_seq):
                 if claimed:
                     self._executor.adopt(create.instance_id, create.project_id, create.created)
                 else:
-                    self._executor.wake(create.instance_id)
+                    self._executor.wake(create.instance_id, priority=priority)
                 return Started(create.instance_id, create.created, change_seq)
             case Exists(instance_id=instance_id, change_seq=change_seq):
                 return Started(instance_id, None, change_seq)

@@ -176,10 +176,7 @@ AnyEvent = (
     | NodeLost
 )
 
-EVENT_TYPES: dict[str, type[Event]] = {
-    str(kind.__struct_config__.tag): kind
-    for kind in AnyEvent.__args__
-}
+EVENT_TYPES: dict[str, type[Event]] = {str(kind.__struct_config__.tag): kind for kind in AnyEvent.__args__}
 
 
 class Recorded(msgspec.Struct, frozen=True):

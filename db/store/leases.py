@@ -16,7 +16,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 
-from db.models import Instance
+from db.models import InboxItem, Instance
 from db.store.dbclock import db_now
 
 
@@ -100,11 +100,11 @@ def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: 
 
 
 def release(connection: Connection, worker: str, instance_ids: Sequence[str]) -> None:
-    """Give leases back without an append, for others to claim at once."""
+    """Give leases back without an append, for others to claim at once: they are due."""
     connection.execute(
         update(Instance)
         .where(Instance.id.in_(list(instance_ids)), Instance.owner == worker)
-        .values(owner=None, lease_until=None),
+        .values(owner=None, lease_until=None, due_at=db_now()),
         execution_options={"synchronize_session": False},
     )
 
@@ -119,11 +119,14 @@ def expire_all(connection: Connection) -> int:
 
 
 def due(connection: Connection, limit: int) -> list[Due]:
-    """Instances to be woken: never claimed, or their lease ran out, or their time has come; urgent ones first."""
+    """Instances to be woken: never claimed, their lease ran out, their time has come, or something lies in their inbox
+    that nobody was told of; urgent ones first.
+    """
     waiting = or_(
         and_(Instance.owner.is_(None), Instance.lease_until.is_(None), Instance.status == "PENDING"),
         and_(Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
         and_(Instance.lease_until.is_(None), Instance.due_at.is_not(None), Instance.due_at <= db_now()),
+        and_(Instance.lease_until.is_(None), Instance.id.in_(select(InboxItem.instance_id))),
     )
     query = (
         select(Instance.id, Instance.priority, Instance.created_at)

@@ -285,6 +285,18 @@ async def test_a_free_instance_is_claimed_by_one(database: Database) -> None:
     assert (await row(database)).fence == 1
 
 
+async def test_a_lease_that_is_given_back_is_due_at_once(database: Database) -> None:
+    """Whatever state the instance is in, and its giver is not counted as dead."""
+    made = create()
+    await database.write(commit, [made])
+    assert await database.write(commit, [append(made, STARTED)]) == [Committed(2)]
+    assert await database.read(leases.due, 10) == []
+    await database.write(leases.release, "w1", ["inst-1"])
+    assert [due.instance_id for due in await database.read(leases.due, 10)] == ["inst-1"]
+    [claim] = await database.write(leases.claim, "w2", ["inst-1"], 15.0)
+    assert claim.lost_claims == 0
+
+
 async def test_a_lease_that_ran_out_is_taken_over_and_its_holder_is_shut_out(database: Database) -> None:
     """On the database's clock; the old fence writes nothing any more and renews nothing."""
     made = create(lease_s=-1.0)
