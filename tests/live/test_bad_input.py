@@ -642,7 +642,7 @@ async def test_import_of_bytes_that_are_no_text(server: Server) -> None:
 
 
 async def test_a_name_of_300_characters(server: Server) -> None:
-    """A name that is too long is a problem at /name; so is it where a workflow is duplicated, and a version labelled."""
+    """A name too long is a problem at /name; so is it where a workflow is duplicated, and a version labelled."""
     answer = await ask(server, CREATE, {"definition": flow("n" * 300, step("core/noop"))})
     assert answer.code == "VALIDATION_FAILED"
     assert answer.problems[0]["pointer"] == "/name"
