@@ -284,7 +284,7 @@ def _held(connection: Connection, appends: Sequence[Append]) -> dict[str, _Held]
         _INSTANCES,
         ("id", "fence", "last_seq", "change_seq", "owner", "lease_until", "lost_claims"),
         "id",
-        [append.instance_id for append in appends],
+        sorted(append.instance_id for append in appends),
         lock=True,
     )
     return {row[0]: _Held(*row[1:]) for row in rows}
@@ -296,13 +296,16 @@ def _key(create: Create) -> tuple[str, str | None]:
 
 def _existing(connection: Connection, creates: Sequence[Create]) -> dict[tuple[str, str | None], Exists]:
     keys = [create.idempotency_key for create in creates if create.idempotency_key is not None]
+    projects = {create.project_id for create in creates}
     ids = [create.instance_id for create in creates]
     if not creates:
         return {}
     t = _INSTANCES.c
     found: dict[tuple[str, str | None], Exists] = {}
     if keys:
-        query = select(t.id, t.project_id, t.idempotency_key, t.change_seq).where(t.idempotency_key.in_(keys))
+        # With the project, which the index begins with: else every key that was ever used is looked through.
+        wanted = t.project_id.in_(projects), t.idempotency_key.in_(keys)
+        query = select(t.id, t.project_id, t.idempotency_key, t.change_seq).where(*wanted)
         for row in connection.execute(query):
             found[row.project_id, row.idempotency_key] = Exists(row.id, row.change_seq)
     again = select(t.id, t.project_id, t.change_seq).where(t.id.in_(ids))

@@ -10,7 +10,7 @@ having been there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -57,6 +57,7 @@ def claim(
     """
     if not instance_ids:
         return []
+    _lock(connection, instance_ids)
     statement = (
         update(Instance)
         .where(
@@ -89,6 +90,7 @@ def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: 
     """Extend the leases that are still held; the ids of those that are."""
     if not fences:
         return set()
+    _lock(connection, fences)
     statement = (
         update(Instance)
         .where(Instance.id.in_(list(fences)), Instance.owner == worker)
@@ -112,7 +114,10 @@ def release(connection: Connection, worker: str, instance_ids: Sequence[str]) ->
 def expire_all(connection: Connection) -> int:
     """End every lease now. Only for a process that knows itself to be the only one on this database, at its start."""
     result = connection.execute(
-        update(Instance).where(Instance.lease_until.is_not(None)).values(lease_until=db_now()),
+        # Only open ones have a lease; to say so spares looking through all the others.
+        update(Instance)
+        .where(Instance.completed_at.is_(None), Instance.lease_until.is_not(None))
+        .values(lease_until=db_now()),
         execution_options={"synchronize_session": False},
     )
     return result.rowcount
@@ -155,6 +160,13 @@ def next_due(connection: Connection) -> datetime | None:
         Instance.completed_at.is_(None), Instance.lease_until.is_(None), Instance.due_at.is_not(None)
     )
     return connection.execute(query).scalar()
+
+
+def _lock(connection: Connection, instance_ids: Iterable[str]) -> None:
+    """Lock the rows in id order, as the journal does: an UPDATE takes them in any order, and may meet it head-on."""
+    if connection.dialect.name != "sqlite":
+        wanted = Instance.id.in_(list(instance_ids))
+        connection.execute(select(Instance.id).where(wanted).order_by(Instance.id).with_for_update())
 
 
 def _free() -> ColumnElement[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -283,6 +284,24 @@ async def test_a_free_instance_is_claimed_by_one(database: Database) -> None:
     assert (claim.instance_id, claim.project_id, claim.version_id, claim.fence) == ("inst-1", "proj-a", "wfv-1", 1)
     assert await database.write(leases.claim, "another", ["inst-1"], 15.0) == []
     assert (await row(database)).fence == 1
+
+
+async def test_commits_and_renewals_of_many_instances_never_meet_head_on(database: Database) -> None:
+    """Both lock rows in one order, so that nobody is told of a deadlock."""
+    made = [create(f"{number:03}") for number in range(300)]
+    await database.write(commit, made)
+    fences = {one.instance_id: 1 for one in reversed(made)}
+    appends = [append(one) for one in made]
+
+    async def renew() -> None:
+        for _ in range(30):
+            await database.write(leases.renew, "w1", fences, 15.0)
+
+    async def store() -> None:
+        for step in range(30):
+            await database.write(commit, random.Random(step).sample(appends, len(appends)))
+
+    await asyncio.gather(renew(), store())
 
 
 async def test_a_lease_that_is_given_back_is_due_at_once(database: Database) -> None:
