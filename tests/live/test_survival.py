@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from websockets.exceptions import WebSocketException
 
 from tests.live.server import Server
 
-INSTANCES = 50
 WIDTH = 4
 
 CREATE = """
@@ -74,24 +74,29 @@ def definition() -> dict[str, Any]:
     }
 
 
-async def test_nothing_is_lost_when_the_server_is_killed_again_and_again(tmp_path: Path) -> None:
-    """50 instances, SIGKILL at random moments: each ends COMPLETED, each stream is 1..n exactly once, outputs right."""
+@pytest.mark.parametrize(
+    ("instances", "kills"), [(50, 4), pytest.param(400, 25, marks=pytest.mark.soak)], ids=["quick", "soak"]
+)
+async def test_nothing_is_lost_when_the_server_is_killed_again_and_again(
+    tmp_path: Path, instances: int, kills: int
+) -> None:
+    """SIGKILL at random moments: each instance ends COMPLETED, each stream is 1..n exactly once, outputs right."""
     seed = int(os.environ.get("MIRRORFLOW_TEST_SEED", random.randrange(1_000_000)))
     print(f"seed {seed}")  # noqa: T201  (a failure can be repeated with it)
     chance = random.Random(seed)
     async with Server(tmp_path) as server:
         made = await server.graphql(CREATE, {"definition": definition()})
         workflow = made["workflowCreate"]["workflow"]["id"]
-        inputs = {f"key-{i}": 18 + i % 4 for i in range(INSTANCES)}
+        inputs = {f"key-{i}": 18 + i % 4 for i in range(instances)}
         streams = [asyncio.create_task(run_to_the_end(server, workflow, key, n)) for key, n in inputs.items()]
-        for _ in range(4):
+        for _ in range(kills):
             await asyncio.sleep(chance.uniform(0.05, 0.6))  # the moment of the kill is what is random here
             server.kill()
             await server.start()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             seen = await asyncio.gather(*streams)
         ids = [id for id, _ in seen]
-        assert len(set(ids)) == INSTANCES
+        assert len(set(ids)) == instances
         for (id, events), n in zip(seen, inputs.values(), strict=True):
             assert [event["seq"] for event in events] == list(range(1, len(events) + 1)), id
             assert events[-1]["type"] == "instance.completed", events[-1]
