@@ -95,7 +95,6 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     [
         ("PORT", "high"),
         ("TOKEN", "short"),
-        ("DATABASE_URL", "mysql://x"),
         ("DATABASE_URL", "postgresql+asyncpg://u:p@127.0.0.1:1/x"),
         ("HOST", "no.such.host.invalid"),
     ],
