@@ -666,7 +666,6 @@ async def test_labels_and_notes_of_impossible_length(server: Server, given: dict
     assert await counts(server) == before
 
 
-@pytest.mark.xfail(strict=True, reason="patterns are matched by re, which takes exponential time and blocks everybody")
 async def test_a_pattern_that_takes_for_ever(tmp_path: Path) -> None:
     """A pattern in a schema that backtracks for ever is refused, or at least holds up nobody else."""
     async with Server(tmp_path / "data") as own:
