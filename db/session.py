@@ -189,9 +189,9 @@ def _refusal(error: DBAPIError | sqlite3.Error) -> StorageUnavailable | None:
     return None
 
 
-#: PostgreSQL's SQLSTATEs for what is not the statement's fault: connection, deadlock, resources (a full disk, too many
-#: connections), an operator (shutdown), the system, a read-only server, no tables.
-_UNAVAILABLE_STATES = ("08", "40", "53", "57", "58", "25006", "42P01")
+#: PostgreSQL's SQLSTATEs for what is not the statement's fault: connection, password, no such database, deadlock,
+#: resources (a full disk, too many connections), an operator (shutdown), the system, a read-only server, no tables.
+_UNAVAILABLE_STATES = ("08", "28", "3D", "40", "53", "57", "58", "25006", "42P01")
 
 
 def _state_of(error: DBAPIError) -> str:

@@ -55,8 +55,8 @@ class Journal:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        if self._pending:
-            await self._commit(self._take(), retry=False)
+        while self._pending and await self._commit(self._take(), retry=False):
+            pass
         for _, future in self._pending:
             future.cancel()
 

@@ -263,6 +263,10 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             if create.idempotency_key is not None:
                 existing[_key(create)] = Exists(create.instance_id, 0)
     places = _places(connection, [*fresh, *accepted])
+    made = {create.instance_id: places[id(create)] for create in fresh}
+    for key, outcome in outcomes.items():
+        if isinstance(outcome, Exists) and outcome.instance_id in made:  # the same key twice in this group
+            outcomes[key] = Exists(outcome.instance_id, made[outcome.instance_id])
     _insert_new(connection, fresh, places)
     _insert_events(connection, fresh, accepted, places)
     _update_instances(connection, accepted, held, places)
@@ -399,7 +403,7 @@ def _update_instances(
     rows = []
     for append in appends:
         row = held[append.instance_id]
-        done = append.release or InstanceStatus(append.instance[len(_FIXED)]).terminal
+        done = append.release or _ends(append)
         rows.append(
             (
                 *append.instance,
@@ -443,11 +447,18 @@ def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozense
     consumed = [number for append in appends for number in append.consumed]
     if consumed:
         connection.execute(delete(InboxItem).where(InboxItem.id.in_(consumed)))
+    ended = [append.instance_id for append in appends if _ends(append)]
+    if ended:  # what came too late is read by nobody any more
+        connection.execute(delete(InboxItem).where(InboxItem.instance_id.in_(ended)))
     released = [append.instance_id for append in appends if append.release]
     if not released:
         return frozenset()
     query = select(InboxItem.instance_id).where(InboxItem.instance_id.in_(released)).distinct()
     return frozenset(connection.execute(query).scalars())
+
+
+def _ends(append: Append) -> bool:
+    return InstanceStatus(append.instance[len(_FIXED)]).terminal
 
 
 def _builtins(value: msgspec.Struct | None) -> Any:

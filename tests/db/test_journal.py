@@ -196,7 +196,7 @@ async def test_an_append_that_does_not_follow_is_refused(database: Database) -> 
 async def test_an_idempotency_key_makes_one_instance(database: Database) -> None:
     """In one group, in later ones, and in many at once; another project may use the same key."""
     twins = [create("1", key="k"), create("2", key="k")]
-    assert await database.write(commit, twins) == [Committed(1), Exists("inst-1", 0)]
+    assert await database.write(commit, twins) == [Committed(1), Exists("inst-1", 1)]
     assert await database.write(commit, [create("3", key="k")]) == [Exists("inst-1", 1)]
     outcomes = await asyncio.gather(*(database.write(commit, [create(f"r{n}", key="race")]) for n in range(20)))
     flat = [outcome for [outcome] in outcomes]

@@ -200,7 +200,8 @@ async def test_a_start_is_checked_against_the_newest_version(engine: Engine) -> 
     await engine.workflows.update(
         LOCAL, workflow.id, workflow.current_version_id, {**strict, "input_schema": {"type": "object"}}
     )
-    await engine.instances.start(LOCAL, workflow_id=workflow.id, input={})
+    second = await engine.instances.start(LOCAL, workflow_id=workflow.id, input={})
     await history(engine, id)
+    await history(engine, second.instance_id)
     await engine.workflows.delete(LOCAL, workflow.id, permanent=True)
     await started(engine, strict, input={"n": 1})
