@@ -224,6 +224,7 @@ def _application(settings: Settings, engine: Engine, registry: Any) -> ASGIApp:
         ),
         registry=registry,
         limits=_limits(settings),
+        import_bytes=settings.import_limit,
         hosts=None if "*" in settings.hosts else settings.hosts,
         allowed_origins=settings.origins,
     )
