@@ -10,11 +10,12 @@ import os
 import platform
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ import psutil
 
 from bench.client import Client, client
 from bench.workflows import chain, fan
-from tests.live.server import Server, wait_until
+from tests.live.server import Server, free_port, wait_until
 
 START = """
 mutation($input: InstanceStartInput!) { instanceStart(input: $input) {
@@ -36,6 +37,7 @@ EVENTS = "subscription($id: ID!) { instanceEvents(id: $id) { type data } }"
 OPEN = "{ instances(first: 1, where: {status: {in: [PENDING, RUNNING]}}) { totalCount } }"
 LAST = "{ instances(first: 1, orderBy: CHANGED_DESC) { nodes { completedAt } } }"
 FAILED = "{ instances(first: 1, where: {not: {status: {eq: COMPLETED}}}) { totalCount } }"
+SMALL = "query($id: ID!) { instance(id: $id) { id status createdAt completedAt } }"
 QUIET = {"MIRRORFLOW_LOG_LEVEL": "warning"}
 
 
@@ -192,6 +194,44 @@ async def start_and_idle() -> None:
             line("W6", "idle CPU of one core", [busy / 5 * 100], "%")
 
 
+async def small_query() -> None:
+    """G1: one instance asked for by id, beside a plain route with the same token check and the same SQL."""
+    async with measured() as (server, talk):
+        workflow = await store(server, chain("g1", 1, "core/noop"))
+        id = (await talk.query(START, {"input": {"workflow": {"id": workflow}}}))["instanceStart"]["instance"]["id"]
+        with plain_server(server) as port:
+            medians = {}
+            for variant, path, at in (("GraphQL", "/graphql", server.port), ("plain route", "/plain", port)):
+                async with client(at, server.token, 1, path) as one:
+                    raw = one.encoded(SMALL, {"id": id})
+                    for _ in range(200):
+                        await one.send(raw)
+                    times = [await _answer_ms(one, raw) for _ in range(2_000)]
+                line("G1", variant, times)
+                medians[variant] = statistics.median(times)
+        line("G1", "GraphQL / plain route", [medians["GraphQL"] / medians["plain route"]], "ratio")
+
+
+async def _answer_ms(talk: Client, raw: bytes) -> float:
+    began = time.perf_counter()
+    await talk.send(raw)
+    return (time.perf_counter() - began) * 1000
+
+
+@contextmanager
+def plain_server(server: Server) -> Iterator[int]:
+    """The port of ``bench.plain`` over the server's database."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.plain", str(server.data_dir / "mirrorflow.db"), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=server.env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            yield port
+        finally:
+            process.kill()
+
+
 def own_ms(n: int) -> float:
     """Milliseconds that fib(n) takes by itself, the best of some tries."""
     from engine.nodes.bench import number
@@ -236,6 +276,7 @@ WORKLOADS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
     "W4": many_at_once,
     "W5": one_at_a_time,
     "W6": start_and_idle,
+    "G1": small_query,
 }
 
 

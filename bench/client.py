@@ -55,10 +55,10 @@ class Connection(asyncio.Protocol):
 class Client:
     """GraphQL over a few connections."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, path: str = "/graphql") -> None:
         self._port = port
         self._head = (
-            f"POST /graphql HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n"
             "content-type: application/json\r\ncontent-length: "
         ).encode()
         self._free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
@@ -100,9 +100,9 @@ class Client:
 
 
 @asynccontextmanager
-async def client(port: int, token: str, connections: int = 1) -> AsyncGenerator[Client, None]:
+async def client(port: int, token: str, connections: int = 1, path: str = "/graphql") -> AsyncGenerator[Client, None]:
     """A connected client."""
-    made = Client(port, token)
+    made = Client(port, token, path)
     await made.open(connections)
     try:
         yield made

@@ -13,6 +13,7 @@ from engine.access import Access
 from engine.bus import Bus
 from engine.children import Children
 from engine.executor import Executor
+from engine.health import StorageCheck
 from engine.instances import Instances
 from engine.journal import Journal
 from engine.nodes.registry import Registry
@@ -66,6 +67,8 @@ class Engine:
         )
         self.journal.wake = lambda instance_id: self.executor.wake(instance_id, inbox=True)
         self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
+        #: Await it: raises StorageUnavailable where nothing can be stored now.
+        self.storage_check = StorageCheck(database)
         self._alone = alone
 
     async def start(self) -> None:

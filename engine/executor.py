@@ -108,7 +108,7 @@ class Executor:
     def start(self) -> None:
         """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
         for loop in (self._claiming, self._renewing, self._sweeping, self._trying_suspects):
-            self._tasks.add(asyncio.create_task(loop(), name=f"executor.{loop.__name__}"))
+            self._tasks.add(asyncio.create_task(_kept_up(loop), name=f"executor.{loop.__name__}"))
 
     async def stop(self, grace_s: float = 30.0) -> None:
         """Claim nothing more, let running nodes finish within the grace, stop the others, give every lease back."""
@@ -123,10 +123,11 @@ class Executor:
             drive.stop_attempts()
         if self._driving:
             await asyncio.wait(self._driving, timeout=15.0)
+        held = list(self._fences)
         await _end([*self._driving, *self._tasks])
-        if self._fences:
+        if held:
             try:
-                await self._database.write(leases.release, self.worker, list(self._fences))
+                await self._database.write(leases.release, self.worker, held)
             except StorageUnavailable as error:
                 log.warning("executor.leases_kept", error=error.message)
 
@@ -155,8 +156,9 @@ class Executor:
 
     async def _claiming(self) -> None:
         while True:
+            await self._queue.filled()
             await self._space.wait()
-            ids = await self._queue.take(min(MAX_CLAIM, self._max_instances - len(self._fences)))
+            ids = self._queue.take(max(0, min(MAX_CLAIM, self._max_instances - len(self._fences))))
             wanted = [id for id in ids if id not in self._fences]
             for id in set(ids) - set(wanted):
                 self.wake(id, inbox=True)
@@ -172,20 +174,29 @@ class Executor:
         claims = await self._database.write(leases.claim, self.worker, ids, self.lease_s, suspects=suspects)
         if not claims:
             return []
-        held = [claim.instance_id for claim in claims]
         self._fences.update({claim.instance_id: claim.fence for claim in claims})
         self._check_space()
+        await self._take_up(claims)
+        return claims
+
+    async def _take_up(self, claims: Sequence[Claim]) -> None:
+        """Read what was claimed, and drive it. What can't be read is tried again when its lease has run out."""
+        held = [claim.instance_id for claim in claims]
         try:
             histories = await self._database.read(store.histories, held)
             letters = await self._database.read(store.inbox, held)
-        except StorageUnavailable:
-            for id in held:  # the lease runs out, or the next claim finds it free
+        except Exception as error:
+            if not isinstance(error, StorageUnavailable) and len(claims) > 1:  # whoever it is spoils nobody else's
+                for claim in claims:
+                    await self._take_up([claim])
+                return
+            log.warning("executor.unreadable", instances=held, error=getattr(error, "message", repr(error)))
+            for id in held:
                 self._forget(id)
-            raise
+            return
         for claim in claims:
             id = claim.instance_id
             self._spawn(self._drive(claim, histories[id], letters.get(id, [])))
-        return claims
 
     async def _trying_suspects(self) -> None:
         while True:
@@ -405,6 +416,16 @@ class Executor:
             self._space.set()
         else:
             self._space.clear()
+
+
+async def _kept_up(loop: Callable[[], Awaitable[None]]) -> None:
+    """Begin the endless loop anew if it breaks: without it, everything would stand still and nobody would know."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("executor.loop_broken")
+            await asyncio.sleep(SWEEP_S)
 
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> None:

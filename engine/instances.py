@@ -19,6 +19,7 @@ from engine import forks
 from engine.access import Actor, Permission
 from engine.concurrency import new_instance
 from engine.controls import Controls, check_debug
+from engine.definitions import PinnedVersion
 from engine.executor import Executor
 from engine.journal import Journal
 from engine.lru import LRU
@@ -92,23 +93,24 @@ class Instances(Controls):
         """
         actor.require(Permission.INSTANCE_RUN)
         known = (actor.project_id, workflow_id or workflow_name or "")
-        current = version_id is None
         debugged = debug is not None
-        workflow = None if debugged else self._known.get(known)
         while True:
-            fresh = workflow is None
-            if workflow is None:
-                workflow = await self._runnable(actor, workflow_id, workflow_name, debugged=debugged)
-            pinned = await self._workflows.version(version_id or workflow.current_version_id or "")
-            if pinned.workflow_id != workflow.id:
-                raise NotFound("workflow version", pinned.version_id, path=("input", "version"))
-            problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
-            problems += _label_problems(labels or {})
-            problems += input_problems(pinned.definition.input_schema, input)
-            if problems:
-                raise Invalid(problems, path=("input",))
-            if debug is not None:
-                check_debug(pinned.definition, debug)
+            cached = None if debugged else self._known.get(known)
+            workflow = cached or await self._runnable(actor, workflow_id, workflow_name, debugged=debugged)
+            try:
+                pinned = await self._pinned(workflow, version_id)
+                problems = _option_problems(priority, timeout, queue_timeout, idempotency_key)
+                problems += _label_problems(labels or {})
+                problems += input_problems(pinned.definition.input_schema, input)
+                if problems:
+                    raise Invalid(problems, path=("input",))
+                if debug is not None:
+                    check_debug(pinned.definition, debug)
+            except (NotFound, Invalid):
+                if cached is None:
+                    raise
+                self._known.pop(known, None)  # perhaps it fits the workflow as it is by now
+                continue
             created = e.InstanceCreated(
                 workflow_id=workflow.id,
                 version_id=pinned.version_id,
@@ -122,6 +124,7 @@ class Instances(Controls):
                 debug=debug,
                 parameters=parameters or {},
             )
+            current = version_id is None
             started = await self._create(actor, pinned.definition, created, idempotency_key, current=current)
             if started is not None:
                 if not debugged:
@@ -129,9 +132,14 @@ class Instances(Controls):
                 return started
             # What was known of the workflow no longer holds: ask again, and be refused if need be.
             self._known.pop(known, None)
-            if fresh:
-                await asyncio.sleep(0)
-            workflow = None
+
+    async def _pinned(self, workflow: StoredWorkflow, version_id: str | None) -> PinnedVersion:
+        """The version to run: the one that was named, or the current one."""
+        wanted = version_id or workflow.current_version_id or ""
+        pinned = await self._workflows.version(wanted)
+        if pinned.workflow_id != workflow.id:
+            raise NotFound("workflow version", wanted, path=("input", "version"))
+        return pinned
 
     async def _runnable(
         self, actor: Actor, id: str | None, name: str | None, *, debugged: bool = False
@@ -178,7 +186,7 @@ class Instances(Controls):
                 if create.worker is not None and not gated:
                     self._executor.adopt(create.instance_id, create.project_id, create.created)
                 else:
-                    self._executor.wake(create.instance_id)
+                    self._executor.wake(create.instance_id, priority=_priority(create))
                 return Started(create.instance_id, create.created, change_seq)
             case Exists(instance_id=instance_id, change_seq=change_seq):
                 return Started(instance_id, None, change_seq)
@@ -256,6 +264,11 @@ class Instances(Controls):
         except TimeoutError:
             pass
         return status
+
+
+def _priority(create: Create) -> int:
+    assert isinstance(create.created.event, e.InstanceCreated)
+    return create.created.event.priority
 
 
 def _option_problems(

@@ -7,7 +7,7 @@ are stored; nothing is ever acknowledged before.
 What can go wrong, and what then:
 
 * the database can't store (locked, full, gone): appends are kept and tried again until it can, because their work is
-  done and must not be lost; new instances are refused at once, because their callers can be told;
+  done and must not be lost; new instances, those that still wait too, are refused at once: their callers can be told;
 * the commit's reply is lost: the next try finds its own sequence numbers there and takes them for what they are;
 * one entry spoils its group: the members are committed one by one, and only the culprit's future fails.
 """
@@ -57,8 +57,8 @@ class Journal:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        if self._pending:
-            await self._commit(self._take(), retry=False)
+        while self._pending and await self._commit(self._take(), retry=False):
+            pass
         for _, future in self._pending:
             future.cancel()
 
@@ -110,10 +110,17 @@ class Journal:
                 if isinstance(entry, Create) or not retry:
                     _fail(future, error)
             if retry:
-                kept = [member for member in group if isinstance(member[0], Append)]
-                self._pending[:0] = kept
-                if kept:
+                # Who waits to start something is told now: the next try may take as long as this one did.
+                waiting, self._pending = [*group, *self._pending], []
+                for member in waiting:
+                    if isinstance(member[0], Append):
+                        self._pending.append(member)
+                    else:
+                        _fail(member[1], error)
+                if self._pending:
                     self._filled.set()
+                else:
+                    self._filled.clear()
             return False
         except Exception as error:
             if len(group) == 1:

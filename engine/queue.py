@@ -34,9 +34,12 @@ class Queue:
         heapq.heappush(self._heap, (rank, next(self._order), instance_id))
         self._filled.set()
 
-    async def take(self, most: int) -> list[str]:
-        """The next ids, at least one and at most so many, as soon as there are any."""
+    async def filled(self) -> None:
+        """Return as soon as some id waits."""
         await self._filled.wait()
+
+    def take(self, most: int) -> list[str]:
+        """The next ids, at most so many."""
         taken = [heapq.heappop(self._heap)[2] for _ in range(min(most, len(self._heap)))]
         self._waiting.difference_update(taken)
         if not self._heap:

@@ -58,6 +58,8 @@ class Streams:
                     return
                 for recorded in await subscription.take():
                     if recorded.seq <= cursor:
+                        if isinstance(recorded.event, _ENDS):  # a cursor beyond the end
+                            return
                         continue
                     if recorded.seq > cursor + 1:
                         behind = True

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 NAME_LENGTH = 255
+NOTE_LENGTH = 10_000
 
 #: What fires its triggers and can be run by everybody.
 LIVE = frozenset({WorkflowStatus.ACTIVE, WorkflowStatus.HIDDEN})
@@ -97,6 +98,14 @@ def require_name(read: ReadDocument) -> None:
     wrong = [problem for problem in read.problems if problem.pointer == "/name"]
     if wrong:
         raise Invalid(wrong, path=("name",))
+
+
+def check_remarks(label: str | None, change_note: str | None) -> None:
+    """Raises Invalid for a label or a note of an impossible length."""
+    if label is not None and not 0 < len(label.strip()) <= NAME_LENGTH:
+        raise invalid("/label", f"A label has 1 to {NAME_LENGTH} characters.")
+    if change_note is not None and len(change_note) > NOTE_LENGTH:
+        raise invalid("/changeNote", f"A note has at most {NOTE_LENGTH:,} characters.")
 
 
 def invalid(pointer: str, message: str) -> Invalid:

@@ -239,8 +239,7 @@ class Workflows:
 
     async def version_label(self, actor: Actor, version_id: str, label: str | None) -> Changed:
         """Name a version, or take its name away with None."""
-        if label is not None and not 0 < len(label.strip()) <= rules.NAME_LENGTH:
-            raise rules.invalid("/label", f"A label has 1 to {rules.NAME_LENGTH} characters.")
+        rules.check_remarks(label, None)
 
         def change(conn: Connection, seq: int) -> Changed:
             version = store.version(conn, actor.project_id, version_id)
@@ -467,6 +466,7 @@ class Workflows:
         change_note: str | None,
         label: str | None,
     ) -> StoredVersion:
+        rules.check_remarks(label, change_note)
         return StoredVersion(
             id=clock.new_id("wfv"),
             workflow_id=workflow_id,

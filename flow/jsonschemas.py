@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import validator_for
 from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
+from flow import patterns
 from flow.expressions import Expression, ExpressionError, pointer_token, template
 from flow.problems import did_you_mean, listed, shown
 
@@ -29,7 +29,7 @@ class Mismatch:
 
 def validator(schema: dict[str, Any]) -> Any:
     """A validator for the schema (2020-12 unless it names another draft) that never fetches anything."""
-    return validator_for(schema, default=Draft202012Validator)(schema, registry=REGISTRY)
+    return patterns.bounded(validator_for(schema, default=Draft202012Validator))(schema, registry=REGISTRY)
 
 
 def schema_fault(schema: dict[str, Any]) -> tuple[str, str] | None:
@@ -54,11 +54,14 @@ def schema_fault(schema: dict[str, Any]) -> tuple[str, str] | None:
     except Exception as error:  # a metaschema that can't be found, or a schema of the wrong kind
         return "", shown_message(str(error))
     for pointer, key, value in _keywords(schema):
-        if key == "pattern" and isinstance(value, str):
+        for pattern in _patterns(key, value):
             try:
-                re.compile(value)
-            except re.error as error:
-                return pointer, f"The pattern {shown(value)} is not a regular expression: {error}."
+                patterns.compiled(pattern)
+            except ValueError as error:
+                return pointer, f"The pattern {shown(pattern)} can't be used: {error}."
+        if key == "unevaluatedProperties" and any(name == "patternProperties" for _, name, _ in _keywords(schema)):
+            sentence = "'unevaluatedProperties' can't stand beside 'patternProperties'; use 'additionalProperties'."
+            return pointer, sentence
         if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
             return pointer, f"The reference {shown(value)} is not within this schema; put it under '$defs'."
     try:
@@ -73,6 +76,12 @@ def schema_fault(schema: dict[str, Any]) -> tuple[str, str] | None:
         lost: Any = getattr(error, "ref", None)
         return "", f"The reference {shown(lost)} leads nowhere in it." if lost else shown_message(str(error))
     return None
+
+
+def _patterns(key: str, value: Any) -> list[str]:
+    if key == "pattern" and isinstance(value, str):
+        return [value]
+    return list(value) if key == "patternProperties" and isinstance(value, dict) else []
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
@@ -153,10 +162,10 @@ def _described(error: ValidationError) -> Iterator[Mismatch]:
     pointer = _pointer(error.absolute_path)
     if error.validator == "additionalProperties" and error.validator_value is False:
         known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []
-        patterns = list(error.schema.get("patternProperties", {})) if isinstance(error.schema, dict) else []
+        others = list(error.schema.get("patternProperties", {})) if isinstance(error.schema, dict) else []
         keys: Any = error.instance
         for key in keys:
-            if key not in known and not any(re.search(pattern, key) for pattern in patterns):
+            if key not in known and not any(patterns.found(pattern, key) for pattern in others):
                 meant = did_you_mean(key, known)
                 yield Mismatch(f"{pointer}/{pointer_token(key)}", f"The key {shown(key)} is not known here.{meant}")
         return

@@ -8,7 +8,7 @@ import strawberry
 from strawberry import UNSET, argument, field
 
 from engine.access import Permission
-from flow import errors, versions
+from flow import errors, schemas, versions
 from flow.definition import Definition
 from flow.versions import Bump, ChangeKind
 from graph.permissions import Info, caller, query
@@ -77,6 +77,14 @@ class DefinitionQuery:
         """By the engine."""
         found = await info.context.engine.workflows.validate(caller(info), document(definition))
         return [problem(each) for each in found]
+
+    @query(
+        Permission.NODE_TYPE_READ,
+        "The JSON Schema (2020-12) of a definition, with the parameters of every node type: editors complete by it.",
+    )
+    async def definition_schema(self, info: Info) -> JSON:
+        """Of this server's node types."""
+        return JSON(schemas.definition_schema(info.context.engine.registry.type_infos()))
 
     @query(
         Permission.WORKFLOW_READ,

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -52,6 +53,9 @@ T = TypeVar("T")
 #: How long the interpreter lets one thread run while others wait for its lock. sqlite3 gives the lock up at each step
 #: of a statement; at the default of 5 ms a busy event loop made each step wait ten times as long (decision 0001).
 SWITCH_INTERVAL_S = 0.0005
+
+#: With fewer bytes left on its disk a server is not ready: small writes may still work, the next large one fails.
+LEAST_SPACE = 1024 * 1024
 
 log = structlog.get_logger("mirrorflow")
 
@@ -212,10 +216,15 @@ def _application(settings: Settings, engine: Engine, registry: Any) -> ASGIApp:
             sign_in=lambda text: _sign_in(engine, text),
             open_artifact=lambda user, id: _artifact(engine, _actor(user), id),
             import_definition=lambda user, text: _import(engine, _actor(user), text),
-            ready={"database": lambda: _database_answers(engine), "engine": lambda: _engine_works(engine)},
+            ready={
+                "database": engine.storage_check,
+                "disk": lambda: _disk_has_space(settings.data_dir),
+                "engine": lambda: _engine_works(engine),
+            },
         ),
         registry=registry,
         limits=_limits(settings),
+        import_bytes=settings.import_limit,
         hosts=None if "*" in settings.hosts else settings.hosts,
         allowed_origins=settings.origins,
     )
@@ -281,8 +290,10 @@ async def _import(engine: Engine, actor: Actor, text: str) -> dict[str, Any]:
     }
 
 
-async def _database_answers(engine: Engine) -> None:
-    await engine.database.read(lists.artifacts, "", [""])
+async def _disk_has_space(folder: Path) -> None:
+    left = (await asyncio.to_thread(shutil.disk_usage, folder)).free
+    if left < LEAST_SPACE:
+        raise StorageUnavailable(f"The disk of the data folder is full: {left // 1024:,} KiB are left. Free some.")
 
 
 async def _engine_works(engine: Engine) -> None:

@@ -11,7 +11,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)
 
 
 class EngineMetrics:
-    """Figures of one engine; hand ``committed`` and ``attempted`` to it, and tell ``gauge`` what to ask when scraped."""
+    """Figures of one engine: hand it ``committed`` and ``attempted``, tell ``gauge`` what to ask when scraped."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

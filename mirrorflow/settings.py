@@ -6,7 +6,6 @@ names the setting, what was given and what is wrong with it.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -56,9 +55,6 @@ class Settings(BaseSettings):
         description="Folders that nodes may read and write, separated by commas; relative paths in workflows start "
         "at the first. Empty: `files` in the data folder.",
     )
-    outbound_allow: Names = Field(
-        (), description="Hosts or networks, separated by commas, that HTTP nodes may reach although they are private."
-    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for programs.")
 
@@ -88,28 +84,16 @@ class Settings(BaseSettings):
     query_cost: int = Field(5_000, ge=1, description="Highest cost of an operation (a page costs its size × a node).")
     query_seconds: float = Field(10.0, gt=0, description="Longest that an operation may take, waits asked for aside.")
     query_errors: int = Field(20, ge=1, description="Most errors in one answer.")
-    page_size: int = Field(100, ge=1, le=1_000, description="Most items on one page.")
     socket_init_seconds: float = Field(5.0, gt=0, description="Time a socket has to say who it is.")
     socket_frame: int = Field(256 * KIB, ge=KIB, description="Largest message that a socket may send, in bytes.")
     sockets_per_user: int = Field(10, ge=1, description="Most sockets of one user.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Most subscriptions on one socket.")
 
-    @field_validator("allowed_roots", "outbound_allow", "hosts", "origins", mode="before")
+    @field_validator("allowed_roots", "hosts", "origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("outbound_allow")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for item in value:
-            if "/" in item or item.replace(".", "").isdigit() or ":" in item:
-                try:
-                    ipaddress.ip_network(item, strict=False)
-                except ValueError:
-                    raise ValueError(f"{item!r} is no host and no network such as 10.0.0.0/8") from None
         return value
 
     @field_validator("token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Any
 
 from engine.nodes import reference
 from engine.nodes.registry import Registry
-from flow import states
+from flow import schemas, states
 from mirrorflow.settings import PREFIX, Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -78,7 +79,13 @@ def nodes_page() -> str:
     return reference.page(built_in)
 
 
+def definition_schema() -> str:
+    """The JSON Schema of a definition with the built-in node types, for editors."""
+    return json.dumps(schemas.definition_schema(Registry.load().type_infos()), indent=2, ensure_ascii=False) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "definition.schema.json": definition_schema,
     "states.md": states_page,
     "settings.md": settings_page,
     "node-reference.md": nodes_page,

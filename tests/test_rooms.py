@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: An arrow may be imported: mirrorflow → graph → engine → db → flow.
 ROOMS = ["mirrorflow", "graph", "engine", "db", "flow"]
-FLOW_LIBRARIES = {"msgspec", "jmespath", "jsonschema", "jsonschema_specifications", "referencing", "yaml"}
+FLOW_LIBRARIES = {"msgspec", "jmespath", "jsonschema", "jsonschema_specifications", "re2", "referencing", "yaml"}
 #: Standard modules through which the world, the clock or chance would come into ``flow``.
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime.now", "http", "logging", "multiprocessing", "os", "pathlib", "queue",

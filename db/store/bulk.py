@@ -8,7 +8,7 @@ prepared, cost one wait each.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -68,7 +68,7 @@ def select_in(
     Values come as Python has them, only not for JSON columns. SQLite's writer holds every row anyway.
     """
     dialect = connection.dialect
-    read = [table.c[column].type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+    read = _readers(dialect, table, columns)
     found: list[tuple[Any, ...]] = []
     start = 0
     for size in _sizes(len(values), 1):
@@ -95,12 +95,14 @@ def upsert(key: tuple[str, ...], columns: tuple[str, ...]) -> str:
     return f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {taken}"
 
 
-def _sizes(rows: int, columns: int) -> Iterable[int]:
+@lru_cache(maxsize=4_096)
+def _sizes(rows: int, columns: int) -> tuple[int, ...]:
     largest = max(1, _PARAMETERS // columns)
+    sizes = []
     while rows:
-        size = next(size for size in _SIZES if size <= min(rows, largest))
-        yield size
-        rows -= size
+        sizes.append(next(size for size in _SIZES if size <= min(rows, largest)))
+        rows -= sizes[-1]
+    return tuple(sizes)
 
 
 @lru_cache(maxsize=256)
@@ -113,3 +115,8 @@ def _statement(table: Table, columns: tuple[str, ...], rows: int, conflict: str)
 @lru_cache(maxsize=256)
 def _processors(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> list[Any]:
     return [table.c[column].type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+
+
+@lru_cache(maxsize=256)
+def _readers(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> list[Any]:
+    return [table.c[column].type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]

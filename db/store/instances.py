@@ -56,10 +56,7 @@ def events(connection: Connection, instance_id: str, after: int = 0, limit: int 
         .order_by(EventRow.seq)
         .limit(limit)
     )
-    return [
-        e.Recorded(seq, at, e.decode(data), change_seq)
-        for seq, at, data, change_seq in connection.execute(query)
-    ]
+    return [e.Recorded(seq, at, e.decode(data), change_seq) for seq, at, data, change_seq in connection.execute(query)]
 
 
 def histories(connection: Connection, instance_ids: Sequence[str]) -> dict[str, list[e.Recorded]]:

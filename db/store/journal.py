@@ -118,6 +118,10 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             woken.setdefault(id(create), []).extend(overrun)
             letters += [(create, to, _OVERRUN) for to in overrun]
     places = _places(connection, [*fresh, *accepted])
+    made = {create.instance_id: places[id(create)] for create in fresh}
+    for key, outcome in outcomes.items():
+        if isinstance(outcome, Exists) and outcome.instance_id in made:  # the same key twice in this group
+            outcomes[key] = Exists(outcome.instance_id, made[outcome.instance_id])
     _insert_new(connection, fresh, places, gates)
     _insert_events(connection, fresh, accepted, places)
     _update_instances(connection, accepted, held, places)
@@ -303,13 +307,16 @@ def _key(create: Create) -> tuple[str, str | None]:
 
 def _existing(connection: Connection, creates: Sequence[Create]) -> dict[tuple[str, str | None], Exists]:
     keys = [create.idempotency_key for create in creates if create.idempotency_key is not None]
+    projects = {create.project_id for create in creates}
     ids = [create.instance_id for create in creates]
     if not creates:
         return {}
     t = _INSTANCES.c
     found: dict[tuple[str, str | None], Exists] = {}
     if keys:
-        query = select(t.id, t.project_id, t.idempotency_key, t.change_seq).where(t.idempotency_key.in_(keys))
+        # With the project, which the index begins with: else every key that was ever used is looked through.
+        wanted = t.project_id.in_(projects), t.idempotency_key.in_(keys)
+        query = select(t.id, t.project_id, t.idempotency_key, t.change_seq).where(*wanted)
         for row in connection.execute(query):
             found[row.project_id, row.idempotency_key] = Exists(row.id, row.change_seq)
     again = select(t.id, t.project_id, t.change_seq).where(t.id.in_(ids))
@@ -426,7 +433,7 @@ def _update_instances(
     rows = []
     for append in appends:
         row = held[append.instance_id]
-        done = append.release or InstanceStatus(append.instance[len(FIXED)]).terminal
+        done = append.release or _ends(append)
         rows.append(
             (
                 *append.instance,
@@ -470,6 +477,9 @@ def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozense
     consumed = [number for append in appends for number in append.consumed]
     if consumed:
         connection.execute(delete(InboxItem).where(InboxItem.id.in_(consumed)))
+    ended = [append.instance_id for append in appends if _ends(append)]
+    if ended:  # what came too late is read by nobody any more
+        connection.execute(delete(InboxItem).where(InboxItem.instance_id.in_(ended)))
     released = [append.instance_id for append in appends if append.release]
     if not released:
         return frozenset()

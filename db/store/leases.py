@@ -10,7 +10,7 @@ having been there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -59,6 +59,7 @@ def claim(
     """
     if not instance_ids:
         return []
+    _lock(connection, instance_ids)
     statement = (
         update(Instance)
         .where(
@@ -112,6 +113,7 @@ def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: 
     """Extend the leases that are still held; the ids of those that are."""
     if not fences:
         return set()
+    _lock(connection, fences)
     statement = (
         update(Instance)
         .where(Instance.id.in_(list(fences)), Instance.owner == worker)
@@ -123,11 +125,11 @@ def renew(connection: Connection, worker: str, fences: dict[str, int], lease_s: 
 
 
 def release(connection: Connection, worker: str, instance_ids: Sequence[str]) -> None:
-    """Give leases back without an append, for others to claim at once."""
+    """Give leases back without an append, for others to claim at once: they are due."""
     connection.execute(
         update(Instance)
         .where(Instance.id.in_(list(instance_ids)), Instance.owner == worker)
-        .values(owner=None, lease_until=None),
+        .values(owner=None, lease_until=None, due_at=db_now()),
         execution_options={"synchronize_session": False},
     )
 
@@ -135,18 +137,24 @@ def release(connection: Connection, worker: str, instance_ids: Sequence[str]) ->
 def expire_all(connection: Connection) -> int:
     """End every lease now. Only for a process that knows itself to be the only one on this database, at its start."""
     result = connection.execute(
-        update(Instance).where(Instance.lease_until.is_not(None)).values(lease_until=db_now()),
+        # Only open ones have a lease; to say so spares looking through all the others.
+        update(Instance)
+        .where(Instance.completed_at.is_(None), Instance.lease_until.is_not(None))
+        .values(lease_until=db_now()),
         execution_options={"synchronize_session": False},
     )
     return result.rowcount
 
 
 def due(connection: Connection, limit: int) -> list[Due]:
-    """Instances to be woken: never claimed, or their lease ran out, or their time has come; the best rank first."""
+    """Instances to be woken: never claimed, their lease ran out, their time has come, or something lies in their inbox
+    that nobody was told of; urgent ones first.
+    """
     waiting = or_(
         and_(Instance.owner.is_(None), Instance.lease_until.is_(None), Instance.status == "PENDING"),
         and_(Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
         and_(Instance.lease_until.is_(None), Instance.due_at.is_not(None), Instance.due_at <= db_now()),
+        and_(Instance.lease_until.is_(None), Instance.id.in_(select(InboxItem.instance_id))),
     )
     query = (
         select(Instance.id, Instance.priority, Instance.created_at)
@@ -175,6 +183,13 @@ def next_due(connection: Connection) -> datetime | None:
         Instance.completed_at.is_(None), Instance.lease_until.is_(None), Instance.due_at.is_not(None)
     )
     return connection.execute(query).scalar()
+
+
+def _lock(connection: Connection, instance_ids: Iterable[str]) -> None:
+    """Lock the rows in id order, as the journal does: an UPDATE takes them in any order, and may meet it head-on."""
+    if connection.dialect.name != "sqlite":
+        wanted = Instance.id.in_(list(instance_ids))
+        connection.execute(select(Instance.id).where(wanted).order_by(Instance.id).with_for_update())
 
 
 def _free() -> ColumnElement[bool]:

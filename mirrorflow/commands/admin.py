@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -117,8 +118,15 @@ def config(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
 def schema(
     check: Annotated[Path | None, typer.Option(help="Say whether this file is the schema; exit 1 if not.")] = None,
+    definition: Annotated[bool, typer.Option(help="The JSON Schema of workflow definitions instead.")] = False,
 ) -> None:
     """Print the GraphQL schema (SDL)."""
+    if definition:
+        from engine.nodes.registry import Registry
+        from flow.schemas import definition_schema
+
+        typer.echo(json.dumps(definition_schema(Registry.load().type_infos()), indent=2, ensure_ascii=False))
+        return
     from graph.schema import sdl
 
     text = sdl()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -195,7 +196,7 @@ async def test_an_append_that_does_not_follow_is_refused(database: Database) -> 
 async def test_an_idempotency_key_makes_one_instance(database: Database) -> None:
     """In one group, in later ones, and in many at once; another project may use the same key."""
     twins = [create("1", key="k"), create("2", key="k")]
-    assert await database.write(commit, twins) == [Committed(1), Exists("inst-1", 0)]
+    assert await database.write(commit, twins) == [Committed(1), Exists("inst-1", 1)]
     assert await database.write(commit, [create("3", key="k")]) == [Exists("inst-1", 1)]
     outcomes = await asyncio.gather(*(database.write(commit, [create(f"r{n}", key="race")]) for n in range(20)))
     flat = [outcome for [outcome] in outcomes]
@@ -283,6 +284,36 @@ async def test_a_free_instance_is_claimed_by_one(database: Database) -> None:
     assert (claim.instance_id, claim.project_id, claim.version_id, claim.fence) == ("inst-1", "proj-a", "wfv-1", 1)
     assert await database.write(leases.claim, "another", ["inst-1"], 15.0) == []
     assert (await row(database)).fence == 1
+
+
+async def test_commits_and_renewals_of_many_instances_never_meet_head_on(database: Database) -> None:
+    """Both lock rows in one order, so that nobody is told of a deadlock."""
+    made = [create(f"{number:03}") for number in range(300)]
+    await database.write(commit, made)
+    fences = {one.instance_id: 1 for one in reversed(made)}
+    appends = [append(one) for one in made]
+
+    async def renew() -> None:
+        for _ in range(30):
+            await database.write(leases.renew, "w1", fences, 15.0)
+
+    async def store() -> None:
+        for step in range(30):
+            await database.write(commit, random.Random(step).sample(appends, len(appends)))
+
+    await asyncio.gather(renew(), store())
+
+
+async def test_a_lease_that_is_given_back_is_due_at_once(database: Database) -> None:
+    """Whatever state the instance is in, and its giver is not counted as dead."""
+    made = create()
+    await database.write(commit, [made])
+    assert await database.write(commit, [append(made, STARTED)]) == [Committed(2)]
+    assert await database.read(leases.due, 10) == []
+    await database.write(leases.release, "w1", ["inst-1"])
+    assert [due.instance_id for due in await database.read(leases.due, 10)] == ["inst-1"]
+    [claim] = await database.write(leases.claim, "w2", ["inst-1"], 15.0)
+    assert claim.lost_claims == 0
 
 
 async def test_a_lease_that_ran_out_is_taken_over_and_its_holder_is_shut_out(database: Database) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from engine.nodes.contract import Context, NodeError, NodeType, node, node_type
 from flow.errors import Category
 
 #: Tests let a ``test/gate`` go by setting its event; ``entered`` tells that it waits.
-GATES: dict[str, asyncio.Event] = {}
-ENTERED: dict[str, asyncio.Event] = {}
+#: By event loop, since an event belongs to one and each test has its own.
+GATES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, tuple[asyncio.Event, asyncio.Event]]] = (
+    WeakKeyDictionary()
+)
 
 
 def gate(name: str) -> tuple[asyncio.Event, asyncio.Event]:
     """(entered, go) of a gate; made on first use."""
-    return ENTERED.setdefault(name, asyncio.Event()), GATES.setdefault(name, asyncio.Event())
+    gates = GATES.setdefault(asyncio.get_running_loop(), {})
+    return gates.setdefault(name, (asyncio.Event(), asyncio.Event()))
 
 
 @node("test/gate", title="Gate")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
 
 from db.store import instances as store
+from engine import clock
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e
@@ -129,3 +131,77 @@ async def test_a_letter_is_read_when_the_database_answers_again(
     await engine.instances.cancel(LOCAL, id)
     assert types(await history(engine, id))[-2:] == ["node.canceled a", "instance.canceled"]
     assert refused
+
+
+async def test_a_letter_that_nobody_was_told_of_is_found(tmp_path: Path) -> None:
+    """A process died between storing a cancel request and waking the instance, which waits for a distant retry."""
+    retry = {"max": 5, "base": "1h", "jitter": 0}
+    async with engine_on(tmp_path) as engine:
+        flaky = {"id": "a", "type": "test/flaky", "parameters": {"succeeds_at": 3}, "retry": retry}
+        id = await started(engine, document([flaky]))
+        await until(engine, id, e.NodeRetrying)
+        await asyncio.gather(*engine.executor._driving)
+        await engine.database.write(store.post, id, e.CancelRequested(), clock.now())
+    async with engine_on(tmp_path) as engine:
+        assert types(await history(engine, id))[-1] == "instance.canceled"
+
+
+async def test_an_instance_that_cannot_be_read_spoils_no_other(tmp_path: Path) -> None:
+    """An event that this server can't read keeps its own instance back, not those that are claimed with it."""
+    async with engine_on(tmp_path) as engine:
+        entered, go = gate("unreadable")
+        spoilt = await started(engine, document([gated("a", "unreadable")], name="one"))
+        await entered.wait()
+        good = await started(engine, document([gated("a", "unreadable")], name="two"))
+
+        def spoil(connection: Connection) -> None:
+            broken = text('UPDATE events SET data = \'{"type": "unheard.of"}\' WHERE instance_id = :id AND seq = 2')
+            connection.execute(broken, {"id": spoilt})
+
+        await engine.database.write(spoil)
+    go.set()
+    async with engine_on(tmp_path) as engine:
+        assert types(await history(engine, good))[-1] == "instance.completed"
+
+
+async def test_urgent_instances_go_first_when_the_server_is_full(engine: Engine) -> None:
+    """Instances that had to wait for the server are taken by priority, not in the order in which they came."""
+    engine.executor._max_instances = 1
+    entered, go = gate("full")
+    await started(engine, document([gated("a", "full")], name="one"))
+    await entered.wait()
+    engine.executor._check_space()
+    noop = document([{"id": "a", "type": "core/noop"}], name="two")
+    ids = [await started(engine, noop, priority=priority) for priority in (1, 5, 10)]
+    go.set()
+    began = [(await history(engine, id))[1].at for id in ids]
+    assert began == sorted(began, reverse=True)
+
+
+async def test_a_cursor_beyond_the_end_ends_with_the_instance(engine: Engine) -> None:
+    """Nothing can follow it, so the stream doesn't stay open for ever."""
+    entered, go = gate("beyond")
+    id = await started(engine, document([gated("a", "beyond")]))
+    await entered.wait()
+    stream = asyncio.create_task(anext(aiter(engine.streams.events(LOCAL, id, after=1_000)), None))
+    await until(engine, id, e.NodeStarted)
+    go.set()
+    async with asyncio.timeout(5):
+        assert await stream is None
+
+
+async def test_a_start_is_checked_against_the_newest_version(engine: Engine) -> None:
+    """What was known of the workflow before it changed refuses nobody."""
+    strict = document([{"id": "a", "type": "core/noop"}], input_schema={"type": "object", "required": ["n"]})
+    id = await started(engine, strict, input={"n": 1})
+    workflow = await engine.workflows.named(LOCAL, "test")
+    assert workflow is not None
+    assert workflow.current_version_id is not None
+    await engine.workflows.update(
+        LOCAL, workflow.id, workflow.current_version_id, {**strict, "input_schema": {"type": "object"}}
+    )
+    second = await engine.instances.start(LOCAL, workflow_id=workflow.id, input={})
+    await history(engine, id)
+    await history(engine, second.instance_id)
+    await engine.workflows.delete(LOCAL, workflow.id, permanent=True)
+    await started(engine, strict, input={"n": 1})

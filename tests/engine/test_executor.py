@@ -262,7 +262,7 @@ async def test_stopping_leaves_an_instance_for_the_next_process(tmp_path: Path) 
 async def test_a_worker_that_lost_its_lease_writes_nothing(engine: Engine) -> None:
     """When another worker has claimed the instance, the old holder's facts are refused and its work is dropped."""
     entered, go = gate("usurped")
-    id = await started(engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "usurped"}}]))
+    await started(engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "usurped"}}]))
     await entered.wait()
 
     def usurp(connection: Connection) -> None:

@@ -205,10 +205,10 @@ def files(server: Server) -> Path:
 
 
 @pytest.fixture(autouse=True)
-async def unharmed(health: Health, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+async def unharmed(health: Health) -> AsyncIterator[None]:
     """After each test the server is as well as before."""
     yield
-    await health.check(tracebacks=request.node.get_closest_marker("filterwarnings") is not None)
+    await health.check()
 
 
 # ---- the request itself
@@ -642,7 +642,7 @@ async def test_import_of_bytes_that_are_no_text(server: Server) -> None:
 
 
 async def test_a_name_of_300_characters(server: Server) -> None:
-    """A name that is too long is a problem at /name; so is it where a workflow is duplicated, and a version labelled."""
+    """A name too long is a problem at /name; so is it where a workflow is duplicated, and a version labelled."""
     answer = await ask(server, CREATE, {"definition": flow("n" * 300, step("core/noop"))})
     assert answer.code == "VALIDATION_FAILED"
     assert answer.problems[0]["pointer"] == "/name"
@@ -653,6 +653,36 @@ async def test_a_name_of_300_characters(server: Server) -> None:
     for name in ("n" * 300, "", " ", "to-be-copied"):
         copied = await ask(server, mutation, {"id": workflow, "name": name})
         assert copied.code in ("VALIDATION_FAILED", "CONFLICT"), (name, copied)
+
+
+@pytest.mark.parametrize("given", [{"label": "l" * 300}, {"label": ""}, {"changeNote": "n" * 500_000}], ids=str)
+async def test_labels_and_notes_of_impossible_length(server: Server, given: dict[str, str]) -> None:
+    """A version's label or note that is too long is refused with its place, and no workflow is made."""
+    before = await counts(server)
+    mutation = f"mutation ($i: WorkflowCreateInput!) {{ workflowCreate(input: $i) {{ {PROBLEMS} }} }}"
+    definition = {"json": flow("remarked", step("core/noop"))}
+    answer = await ask(server, mutation, {"i": {"definition": definition} | given})
+    assert answer.code == "VALIDATION_FAILED", answer
+    assert await counts(server) == before
+
+
+async def test_a_pattern_that_takes_for_ever(tmp_path: Path) -> None:
+    """A pattern in a schema that backtracks for ever is refused, or at least holds up nobody else."""
+    async with Server(tmp_path / "data") as own:
+        schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+        made = await ask(own, CREATE, {"definition": flow("slow", step("core/noop"), input_schema=schema)})
+        if made.code is not None:
+            return
+        workflow = made.body["data"]["workflowCreate"]["workflow"]["id"]
+        given = {"workflow": {"id": workflow}, "input": {"a": "a" * 40 + "!"}}
+        start = asyncio.create_task(own.post(START, {"input": given}))
+        try:
+            async with asyncio.timeout(4):
+                for _ in range(50):  # the first of them may come before the start does
+                    assert (await own.request("GET", "/health/live")).status_code == 200
+        finally:
+            own.kill()
+            await asyncio.gather(start, return_exceptions=True)
 
 
 # ---- the life of a workflow

@@ -64,7 +64,7 @@ async def test_the_page_and_the_playground_answer(server: Server) -> None:
     assert (await server.request("GET", "/", headers=html, token=None)).status_code == 200
     assert "html" in (await server.request("GET", "/graphql", headers=html, token=None)).headers["content-type"]
     ready = await server.request("GET", "/health/ready", token=None)
-    assert ready.json() == {"status": "ok", "checks": {"database": "ok", "engine": "ok"}}
+    assert ready.json() == {"status": "ok", "checks": {"database": "ok", "disk": "ok", "engine": "ok"}}
     metrics = (await server.request("GET", "/metrics")).text
     assert "mirrorflow_commit_seconds" in metrics
     assert "mirrorflow_queue_depth" in metrics
