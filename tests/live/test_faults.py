@@ -19,7 +19,7 @@ from db import migrate
 from tests.live.mischief import START, Health, ask, flow, run, step, stored
 from tests.live.server import ROOT, TOKEN, Server, wait_until
 from tests.live.test_streams import begun, ended, gate
-from tests.live.test_survival import oracle
+from tests.live.test_survival import hold
 
 ROOT_ONLY = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux"
@@ -224,7 +224,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             total = (await server.graphql("{ instances(where: {}) { totalCount } }"))["instances"]["totalCount"]
             assert total == len(acknowledged) + 3  # two of the health check, the one that waited
             await server.stop()
-        oracle(folder / "mirrorflow.db")
+        await hold(f"sqlite:///{folder / 'mirrorflow.db'}")
 
 
 @ROOT_ONLY

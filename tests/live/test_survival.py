@@ -85,9 +85,7 @@ async def test_nothing_is_lost_when_the_server_is_killed_again_and_again(
     async with Server(tmp_path) as server:
         await survive(server, instances, kills)
         await server.stop()
-    database = connect(f"sqlite:///{tmp_path / 'mirrorflow.db'}")
-    await database.read(oracle)
-    await database.close()
+    await hold(f"sqlite:///{tmp_path / 'mirrorflow.db'}")
 
 
 async def test_the_same_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
@@ -96,9 +94,7 @@ async def test_the_same_on_postgresql(tmp_path: Path, postgres_url: str) -> None
     async with Server(tmp_path, env=env) as server:
         await survive(server, 20, 2)
         await server.stop()
-    database = connect(postgres_url)
-    await database.read(oracle)
-    await database.close()
+    await hold(postgres_url)
 
 
 async def survive(server: Server, instances: int, kills: int) -> None:
@@ -145,6 +141,15 @@ async def run_to_the_end(server: Server, workflow: str, key: str, n: int) -> tup
                 return id, events
         except (OSError, httpx.HTTPError, WebSocketException, EOFError):
             await asyncio.sleep(0.05)  # the server is dead: try again until it is back
+
+
+async def hold(url: str) -> None:
+    """Assert what must hold of the database after every fault; no server works on it any more."""
+    database = connect(url)
+    try:
+        await database.read(oracle)
+    finally:
+        await database.close()
 
 
 def oracle(connection: Connection) -> None:
