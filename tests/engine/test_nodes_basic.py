@@ -62,10 +62,10 @@ async def test_validate_refuses_a_schema_that_is_none(nodes: Bench, schema: dict
     assert (await nodes.broke("core/validate", "x", schema=schema))[:2] == ("BAD_SCHEMA", "VALIDATION")
 
 
-async def test_a_pattern_that_never_ends_is_stopped(nodes: Bench) -> None:
-    """Catastrophic backtracking can't be interrupted in our process; in a child it is killed."""
+async def test_a_pattern_that_would_backtrack_for_ever_is_answered(nodes: Bench) -> None:
+    """Patterns are matched in linear time."""
     schema = {"pattern": "^(a+)+$"}
-    assert (await nodes.broke("core/validate", "a" * 60 + "b", schema=schema, timeout=1))[0] == "NODE_TIMEOUT"
+    assert (await nodes.broke("core/validate", "a" * 60 + "b", schema=schema, timeout=1))[0] == "VALUE_INVALID"
 
 
 async def test_parameters_that_do_not_fit_are_told_by_their_place(nodes: Bench) -> None:
