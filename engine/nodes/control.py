@@ -69,7 +69,7 @@ class Validate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: Annotated[Any, Describe(description="What to check; the node's input if it is left out.")] = msgspec.UNSET
 
 
-# In a process, because a pattern in a schema can take for ever, and the interpreter can't be interrupted in it.
+# In a process, because a schema can take for ever (alternatives within alternatives), and a thread can't be stopped.
 @node("core/validate", title="Validate", icon="check-square", parameters=Validate, placement=Placement.PROCESS)
 def validate(ctx: Context[Validate]) -> Any:
     """Checks a value against a JSON Schema and gives it on; if it doesn't fit, fails with every mismatch."""
