@@ -20,7 +20,10 @@ from graphql import (
 )
 from strawberry.schema.config import StrawberryConfig
 
+from graph.bulk import BulkMutation
 from graph.comparing import ComparingQuery
+from graph.controlling import ControlMutation
+from graph.debugging import DebugMutation
 from graph.definitions import DefinitionQuery
 from graph.editing import WorkflowMutation
 from graph.events import KINDS
@@ -38,7 +41,7 @@ class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, Comparin
 
 
 @strawberry.type(description="Everything that can be done. Each answers a union: what was done, or why it was not.")
-class Mutation(WorkflowMutation, InstanceMutation):
+class Mutation(WorkflowMutation, InstanceMutation, ControlMutation, DebugMutation, BulkMutation):
     """The fields are where their concepts are."""
 
 
