@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from typing import Annotated, Any, cast
 
 import strawberry
 from strawberry import argument, field
 
+from db.store import instances as store
 from engine.access import Permission
+from flow import errors
+from flow.expressions import ExpressionError, compiled
+from flow.graph import split
+from flow.planner import Names, Run
+from flow.states import NodeStatus
+from graph.blocked import graph_at
 from graph.instances import Instance
-from graph.permissions import Info, caller, mutation
-from graph.results import Conflict, NotFound, PermissionDenied, ValidationFailed
+from graph.permissions import Info, caller, mutation, query
+from graph.results import Conflict, NotFound, PermissionDenied, ValidationFailed, refusal_as_result
 from graph.scalars import JSON, BigInt
 from graph.starting import BreakpointInput, breakpoints, reread
 
@@ -121,6 +129,88 @@ DebugOutputSetResult = Annotated[
     DebugOutputSetPayload | ValidationFailed | NotFound | Conflict | PermissionDenied,
     strawberry.union("DebugOutputSetResult", description="An output that is set, or why it is not."),
 ]
+
+
+@strawberry.type(description="What the expression gives.")
+class DebugEvaluatePayload:
+    """A value."""
+
+    value: JSON | None = field(description="The value; null also where nothing is found.")
+    node_path: str = field(description="The node on whose scope it was evaluated.")
+
+
+DebugEvaluateResult = Annotated[
+    DebugEvaluatePayload | ValidationFailed | NotFound | Conflict | PermissionDenied,
+    strawberry.union("DebugEvaluateResult", description="A value, or why there is none."),
+]
+
+
+@strawberry.type
+class DebugQuery:
+    """Trying out."""
+
+    @query(
+        Permission.INSTANCE_READ,
+        "An expression on what a node sees: its input's keys, `input`, `nodes`, `parameters`, `trigger`, in a loop "
+        "`item` and `index`; of a node that has completed also `output`. Changes nothing; the run may also have ended.",
+    )
+    async def debug_evaluate(
+        self,
+        info: Info,
+        instance: Annotated[strawberry.ID, argument(name="instance", description="The instance's id.")],
+        expression: Annotated[str, argument(description="JMESPath, without the braces of a template.")],
+        node: Annotated[
+            str | None, argument(description="The node's path; left out: the node at which the run has stopped.")
+        ] = None,
+    ) -> DebugEvaluateResult:
+        """Replays the run and asks it."""
+        try:
+            path, value = await _evaluated(info, instance, node, expression)
+        except errors.WorkflowError as error:
+            refusal = refusal_as_result(_as_invalid(error))
+            if not isinstance(refusal, ValidationFailed | NotFound | Conflict | PermissionDenied):
+                raise
+            return refusal
+        return DebugEvaluatePayload(value=cast(JSON | None, value), node_path=path)
+
+
+def _as_invalid(error: errors.WorkflowError) -> errors.WorkflowError:
+    """An expression that can't be read or evaluated is a mistake in what was asked."""
+    if not isinstance(error, ExpressionError):
+        return error
+    return errors.Invalid([errors.Problem("/expression", error.code, error.message)], path=("expression",))
+
+
+async def _evaluated(info: Info, instance_id: str, node: str | None, expression: str) -> tuple[str, Any]:
+    load, engine = info.context.load, info.context.engine
+    row = await load.instance.load(instance_id)
+    if row is None:
+        raise errors.NotFound("instance", instance_id, path=("instance",))
+    wanted = compiled(expression)
+    graph = await load.graph.load(row.version_id)
+    if graph is None:
+        raise errors.Conflict("The run's version has problems: nothing can be evaluated on it.")
+    workflow = await load.workflow.load(row.workflow_id)
+    name = workflow.name if workflow is not None else ""
+    history = await engine.database.read(store.events, instance_id)
+    history = await engine.executor.with_large_values(history)
+    called = Names(instance_id, name, caller(info).project_id)
+    run = await asyncio.to_thread(Run, graph, history, called)
+    paused = run.snapshot.pause
+    path = node or (paused.path if paused is not None else None)
+    if path is None:
+        problem = errors.Problem("/node", "REQUIRED", "The run stands at no node: name one.")
+        raise errors.Invalid([problem], path=("node",))
+    known = graph_at(graph, path)
+    if known is None or split(path)[1] not in known.nodes:
+        raise errors.NotFound("node", path, path=("node",))
+    if run.scope_of(path) is None:
+        raise errors.Conflict(f"The iteration of {path!r} is not under way (any more).", path=("node",))
+    scope = run.names(path, run.input(path))
+    state = run.snapshot.nodes.get(path)
+    if state is not None and state.status is NodeStatus.COMPLETED:
+        scope["output"] = state.output
+    return path, await asyncio.to_thread(wanted.search, scope)
 
 
 @strawberry.type
