@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
@@ -17,8 +16,8 @@ Kind = TypeVar("Kind", bound=e.Event)
 
 async def until(engine: Engine, instance_id: str, kind: type[Kind], path: str | None = None, after: int = 0) -> Kind:
     """The first event of this kind (and node) with ``seq`` > ``after``, once it has happened."""
-    async with asyncio.timeout(20), aclosing(engine.streams.events(LOCAL, instance_id, after)) as events:
-        async for recorded in events:
+    async with asyncio.timeout(20):
+        async for recorded in engine.streams.events(LOCAL, instance_id, after):
             event = recorded.event
             if isinstance(event, kind) and path in (None, getattr(event, "path", None)):
                 return event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tests.engine.conftest import chain, document, engine_on, history, started, 
 from tests.engine.following import resting, row, statuses, until
 from tests.engine.nodes import gate
 
+FORM = {"type": "object", "required": ["reason"]}
 APPROVAL = {
     "id": "ok",
     "type": "core/approval",
-    "parameters": {"title": "Publish?", "form": {"type": "object", "required": ["reason"]}},
+    "parameters": {"title": "Publish?", "form": FORM},
 }
 SIGNAL = {
     "id": "paid",
@@ -111,7 +113,7 @@ async def test_an_approval_is_answered_once(engine: Engine) -> None:
 
 async def test_only_who_may_answers_and_only_what_fits(engine: Engine) -> None:
     """Denied for somebody else, Invalid for an answer that isn't as the form says, NotFound for no such node."""
-    node = {**APPROVAL, "parameters": {**APPROVAL["parameters"], "who": ["somebody"]}}
+    node = {**APPROVAL, "parameters": {"title": "Publish?", "form": FORM, "who": ["somebody"]}}
     id = await started(engine, document([node]))
     await until(engine, id, e.NodeWaiting)
     with pytest.raises(Denied, match="somebody"):
@@ -241,10 +243,9 @@ async def test_many_are_cancelled_and_retried_with_a_row_each(engine: Engine) ->
     for id in failed:
         await history(engine, id)
     done = await engine.instances.cancel_many(LOCAL, All(), "enough")
-    assert {row.instance_id: row.refusal is None for row in done.rows} == {
-        **dict.fromkeys(waiting, True),
-        **dict.fromkeys(failed, False),
-    }
+    assert {row.instance_id: row.refusal is None for row in done.rows} == (
+        dict.fromkeys(waiting, True) | dict.fromkeys(failed, False)
+    )
     for id in waiting:
         assert types(await history(engine, id))[-1] == "instance.canceled"
     again = await engine.instances.retry_many(LOCAL, Compare("status", "in", ("FAILED", "CANCELED")))
@@ -309,3 +310,55 @@ async def test_a_draft_runs_only_as_a_debug_run(engine: Engine) -> None:
         await engine.instances.start(LOCAL, workflow_id=created.workflow_id, input=None)
     run = await engine.instances.start(LOCAL, workflow_id=created.workflow_id, input=None, debug=e.Debug())
     assert types(await history(engine, run.instance_id))[-1] == "instance.completed"
+
+
+async def test_cancel_against_completion_a_thousand_times(engine: Engine) -> None:
+    """Whoever is faster, a run has exactly one end, and its row says the same as its events."""
+    await engine.workflows.create(LOCAL, chain("core/noop", "core/noop", "core/noop"))
+
+    async def race(place: int) -> str:
+        run = await engine.instances.start(LOCAL, workflow_name="test", input=None)
+        for _ in range(place % 7):
+            await asyncio.sleep(0)
+        with contextlib.suppress(Conflict):
+            await engine.instances.cancel(LOCAL, run.instance_id)
+        return run.instance_id
+
+    ids = []
+    for start in range(0, 1_000, 100):
+        ids += await asyncio.gather(*(race(place) for place in range(start, start + 100)))
+    ends = []
+    for id in ids:
+        events = await history(engine, id)
+        terminal = [recorded.type for recorded in events if recorded.type in ENDS]
+        assert terminal == [events[-1].type]
+        ends.append(ENDS[terminal[0]])
+    assert await statuses(engine, ids) == ends
+    assert set(ends) <= {"COMPLETED", "CANCELED"}
+    assert "CANCELED" in ends
+
+
+ENDS = {
+    "instance.completed": "COMPLETED",
+    "instance.canceled": "CANCELED",
+    "instance.failed": "FAILED",
+    "instance.timed_out": "TIMED_OUT",
+}
+
+
+async def test_two_parents_of_a_join_together_a_thousand_times(engine: Engine) -> None:
+    """The join starts once."""
+    definition = document(
+        [{"id": id, "type": "core/noop"} for id in ("a", "b", "join")],
+        [{"source": "a", "target": "join"}, {"source": "b", "target": "join"}],
+        name="joined",
+    )
+    await engine.workflows.create(LOCAL, definition)
+    for _ in range(10):
+        runs = await asyncio.gather(
+            *(engine.instances.start(LOCAL, workflow_name="joined", input=None) for _ in range(100))
+        )
+        for run in runs:
+            happened = types(await history(engine, run.instance_id))
+            assert happened.count("node.started join") == 1
+            assert happened[-1] == "instance.completed"
