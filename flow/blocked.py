@@ -10,8 +10,8 @@ from typing import assert_never
 from flow import events as e
 from flow.errors import Failure
 from flow.events import PauseReason, Phase
+from flow.graph import Graph, split
 from flow.history import NodeState
-from flow.planner import Graph
 from flow.states import NodeStatus
 
 
@@ -143,8 +143,7 @@ def blocked_by(
             if state is not None and state.awaited is not None:
                 held.append(_wait(state.awaited))
         case _:
-            prefix, _, id = path.rpartition("/")
-            scope = f"{prefix}/" if prefix else ""
+            scope, id = split(path)
             if upstream := _open_sources(graph, nodes, scope, id):
                 held.append(UpstreamNodes(upstream))
             elif not held:

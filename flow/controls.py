@@ -5,7 +5,7 @@ None of them has a handler: what they do is a decision over the run (``flow.cont
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +20,8 @@ DEFAULT_MAX_ITEMS = 10_000
 DEFAULT_MAX_ITERATIONS = 1_000
 MAX_ITERATIONS = 50_000
 MAX_CONCURRENCY = 1_000
+#: How deep loops may be within each other.
+MAX_LOOPS = 8
 
 _meta = msgspec.Meta
 _Moment = Annotated[
@@ -144,11 +146,11 @@ def instant(text: str) -> datetime:
     """The instant of an ISO 8601 text with its zone. Raises ValueError with a sentence."""
     try:
         found = datetime.fromisoformat(text.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{text[:60]!r} is not an instant; write one like '2026-12-01T09:00:00Z'") from None
     if found.tzinfo is None:
         raise ValueError(f"{text[:60]!r} has no time zone; add 'Z' or '+02:00'")
-    return found
+    return found.astimezone(UTC)
 
 
 def later(now: datetime, by: timedelta) -> datetime:

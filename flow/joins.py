@@ -129,4 +129,4 @@ def skip_reason(tally: Tally) -> SkipReason:
     """Why a node whose join said SKIP is skipped."""
     if tally.failed:
         return SkipReason.UPSTREAM_FAILED
-    return SkipReason.UPSTREAM_SKIPPED if tally.skipped == tally.dead else SkipReason.CONDITION
+    return SkipReason.UPSTREAM_SKIPPED if tally.dead and tally.skipped == tally.dead else SkipReason.CONDITION

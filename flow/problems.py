@@ -80,9 +80,31 @@ class Problems:
         self._comparisons -= 1
         return did_you_mean(word, known) if self._comparisons >= 0 else ""
 
+    def under(self, pointer: str) -> Problems:
+        """The same, for what tells pointers that begin at this place."""
+        return _Under(self, pointer)
+
     def sorted(self) -> list[Problem]:
         """At most ``MAX_PROBLEMS``, in the order of the places in the document (numbers as numbers)."""
         return sorted(self._found, key=_place)[:MAX_PROBLEMS]
+
+
+class _Under(Problems):
+    def __init__(self, outer: Problems, pointer: str) -> None:
+        self._outer = outer
+        self._pointer = pointer
+
+    def __len__(self) -> int:
+        return len(self._outer)
+
+    def add(self, pointer: str, code: ProblemCode, message: str) -> None:
+        self._outer.add(self._pointer + pointer, code, message)
+
+    def did_you_mean(self, word: str, known: Iterable[str]) -> str:
+        return self._outer.did_you_mean(word, known)
+
+    def sorted(self) -> list[Problem]:
+        return self._outer.sorted()
 
 
 def _place(problem: Problem) -> tuple[list[tuple[int, str]], str, str]:

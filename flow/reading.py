@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from flow import durations
+from flow.controls import LOOP, MAX_LOOPS
 from flow.definition import (
     MAX_DEPTH,
     Cache,
@@ -324,6 +325,8 @@ class Draft:
     nodes: list[dict[str, Any] | None] = field(default_factory=list)
     edges: list[dict[str, Any] | None] = field(default_factory=list)
     too_large: bool = False
+    #: The bodies of loops, by the place of their node.
+    bodies: dict[int, Draft] = field(default_factory=dict)
 
     def definition(self) -> Definition:
         """The definition, of a draft that no problem was found in."""
@@ -351,8 +354,8 @@ def draft(document: dict[str, Any], max_nodes: int, problems: Problems) -> Draft
     for place, trigger in enumerate(triggers):
         result.triggers.append(members(trigger, f"/triggers/{place}", problems, TRIGGER, ("type",)))
     _name_triggers(result.triggers, triggers)
-    if len(nodes) > max_nodes:
-        message = f"The workflow has {len(nodes):,} nodes; the limit is {max_nodes:,}. Split it into child workflows."
+    if (count := _count(nodes)) > max_nodes:
+        message = f"The workflow has {count:,} nodes; the limit is {max_nodes:,}. Split it into child workflows."
         problems.add("/nodes", ProblemCode.TOO_MANY_NODES, message)
         result.too_large = True
         return result
@@ -361,11 +364,53 @@ def draft(document: dict[str, Any], max_nodes: int, problems: Problems) -> Draft
         problems.add("/edges", ProblemCode.TOO_LARGE, message)
         result.too_large = True
         return result
+    _read_graph(result, nodes, edges, problems, 0)
+    return result
+
+
+def _body(node: Any) -> dict[str, Any] | None:
+    """The body of a loop, if the node is one that has it."""
+    if not isinstance(node, dict) or node.get("type") != LOOP or not isinstance(node.get("parameters"), dict):
+        return None
+    body = node["parameters"].get("body")
+    return body if isinstance(body, dict) else None
+
+
+def _count(nodes: list[Any], depth: int = 0) -> int:
+    """How many nodes there are, those in bodies too."""
+    count = len(nodes)
+    for node in nodes:
+        inner = (_body(node) or {}).get("nodes")
+        if isinstance(inner, list) and depth < MAX_LOOPS:
+            count += _count(inner, depth + 1)
+    return count
+
+
+def _read_graph(result: Draft, nodes: list[Any], edges: list[Any], problems: Problems, depth: int) -> None:
     for place, node in enumerate(nodes):
-        result.nodes.append(members(node, f"/nodes/{place}", problems, NODE, ("id", "type")))
+        pointer = f"/nodes/{place}"
+        body = _body(node)
+        if body is None:
+            result.nodes.append(members(node, pointer, problems, NODE, ("id", "type")))
+            continue
+        # The body is read as a graph, not as a value.
+        rest = {key: value for key, value in node["parameters"].items() if key != "body"}
+        read = members({**node, "parameters": rest}, pointer, problems, NODE, ("id", "type"))
+        assert read is not None
+        result.nodes.append(read)
+        read["parameters"] = {**rest, "body": body}
+        if depth == MAX_LOOPS:
+            message = f"Loops are nested deeper than {MAX_LOOPS}; put the inner ones into a workflow of their own."
+            problems.add(f"{pointer}/parameters/body", ProblemCode.NESTED_TOO_DEEP, message)
+            continue
+        within = problems.under(f"{pointer}/parameters/body")
+        values = members(body, "", within, {"nodes": _given_list, "edges": _given_list}, ("nodes",)) or {}
+        inner = result.bodies[place] = Draft()
+        if values.get("nodes") == []:
+            within.add("/nodes", ProblemCode.NO_NODE, "The loop's body has no node; add at least one.")
+        _read_graph(inner, values.get("nodes", []), values.get("edges", []), within, depth + 1)
     for place, edge in enumerate(edges):
         result.edges.append(members(edge, f"/edges/{place}", problems, EDGE, ("source", "target")))
-    return result
 
 
 def _name_triggers(triggers: list[dict[str, Any] | None], given: list[Any]) -> None:

@@ -220,6 +220,7 @@ def _edge() -> dict[str, Any]:
             "source": {"type": "string", "description": "The id of the node that the edge leaves."},
             "target": {"type": "string", "description": "The id of the node that it leads to."},
             "on": {**_words(On), "default": "success", "description": "Which end of the source it follows."},
+            "case": _text("The branch of a core/condition that it follows; short for a condition."),
             "condition": _text("A JMESPath expression on the source's output; the edge is followed where it is true."),
             "mapping": _mapping("Target path → '$.<jmespath>' on the source's output, or a plain value."),
         },

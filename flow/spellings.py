@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flow.controls import LOOP, MAX_LOOPS
+
 COMFYUI_TYPE = "comfyui/prompt"
 
 _NODE = {"node_id": "id", "node_type": "type"}
@@ -108,8 +110,13 @@ _SPELLINGS: tuple[tuple[str, dict[str, str]], ...] = (("nodes", _NODE), ("edges"
 
 
 def _renamed(document: dict[str, Any], sections: dict[str, str]) -> Spelled:
-    result = dict(document)
     names: dict[str, str] = {}
+    return Spelled(_graph(document, "", names), sections, names)
+
+
+def _graph(document: dict[str, Any], at: str, names: dict[str, str], depth: int = 0) -> dict[str, Any]:
+    """The workflow, or the body of a loop at this pointer."""
+    result = dict(document)
     for section, spellings in _SPELLINGS:
         items = document.get(section)
         if not isinstance(items, list):
@@ -126,9 +133,33 @@ def _renamed(document: dict[str, Any], sections: dict[str, str]) -> Spelled:
                             renamed[key] = value
                         continue
                     if new != key:
-                        names[f"/{section}/{number}/{new}"] = f"/{section}/{number}/{key}"
+                        names[f"{at}/{section}/{number}/{new}"] = f"{at}/{section}/{number}/{key}"
                     renamed[new] = value
                 item = renamed
+            pointer = f"{at}/{section}/{number}"
+            if isinstance(item, dict) and section == "edges":
+                item = _by_case(item, pointer, names)
+            elif isinstance(item, dict) and item.get("type") == LOOP and depth < MAX_LOOPS:
+                item = _loop(item, pointer, names, depth)
             renamed_items.append(item)
         result[section] = renamed_items
-    return Spelled(result, sections, names)
+    return result
+
+
+def _loop(node: dict[str, Any], pointer: str, names: dict[str, str], depth: int) -> dict[str, Any]:
+    parameters = node.get("parameters")
+    body = parameters.get("body") if isinstance(parameters, dict) else None
+    if not isinstance(parameters, dict) or not isinstance(body, dict):
+        return node
+    body = _graph(body, f"{pointer}/parameters/body", names, depth + 1)
+    return {**node, "parameters": {**parameters, "body": body}}
+
+
+def _by_case(edge: dict[str, Any], pointer: str, names: dict[str, str]) -> dict[str, Any]:
+    """``case: name`` is short for the condition that asks for this branch. With a condition it stays, as unknown."""
+    case = edge.get("case")
+    if not isinstance(case, str) or not case or edge.get("condition") is not None:
+        return edge
+    escaped = case.replace("'", "\\'")
+    names[f"{pointer}/condition"] = f"{pointer}/case"
+    return {**{key: value for key, value in edge.items() if key != "case"}, "condition": f"branch == '{escaped}'"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from flow.definition import Join
+from flow.graph import Graph
 from flow.history import NodeState
-from flow.planner import Graph
 from flow.states import NodeStatus
 
 NOTHING = timedelta(0)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
-from flow import cron, graphcheck, jsonschemas, mapping
-from flow.definition import MAX_DEPTH, TRIGGER_TYPES, TypeInfo
-from flow.expressions import Expression, ExpressionError, compiled, expressions_in, pointer_token, templates
+from flow import controlcheck, controls, cron, graphcheck, jsonschemas
+from flow.controlcheck import check_condition, check_mapping
+from flow.definition import TRIGGER_TYPES, TypeInfo
+from flow.expressions import Expression, ExpressionError, compiled, expressions_in, templates
 from flow.problems import ProblemCode, Problems, listed, shown
 from flow.reading import Draft
 
@@ -26,11 +28,9 @@ def check(draft: Draft, types: Mapping[str, TypeInfo], problems: Problems) -> No
     _check_input_schema(draft, problems)
     if draft.too_large:
         return
-    _check_types(draft, types, problems)
-    graph = graphcheck.graph(draft, problems)
-    components = graphcheck.check(graph, problems)
-    _check_edges(draft, problems)
-    _check_templates(draft, graph, components, problems)
+    graph, outer = _check_graph(draft, types, problems)
+    for mention in outer:
+        _tell_unknown(mention, graph)
     _check_output_mapping(draft, graph, problems)
     _check_concurrency(draft, problems)
 
@@ -56,7 +56,7 @@ def _check_triggers(draft: Draft, problems: Problems) -> None:
             problems.add(f"{pointer}/type", ProblemCode.UNKNOWN_TRIGGER_TYPE, message)
         if kind == "schedule":
             _check_schedule(trigger.get("config", {}), f"{pointer}/config", problems)
-        _check_mapping(trigger.get("input_mapping", {}), f"{pointer}/input_mapping", problems)
+        check_mapping(trigger.get("input_mapping", {}), f"{pointer}/input_mapping", problems)
 
 
 def _check_schedule(config: dict[str, Any], pointer: str, problems: Problems) -> None:
@@ -136,50 +136,16 @@ def _check_edges(draft: Draft, problems: Problems) -> None:
         if edge is None:
             continue
         if (condition := edge.get("condition")) is not None:
-            _check_condition(condition, f"/edges/{place}/condition", problems)
+            check_condition(condition, f"/edges/{place}/condition", problems)
         if edge.get("mapping"):
-            _check_mapping(edge["mapping"], f"/edges/{place}/mapping", problems)
-
-
-def _check_condition(condition: str, pointer: str, problems: Problems) -> None:
-    if condition.strip().startswith("{{"):
-        message = "A condition is an expression, not a template; write it without the braces."
-        problems.add(pointer, ProblemCode.BAD_EXPRESSION, message)
-        return
-    try:
-        compiled(condition)
-    except ExpressionError as error:
-        problems.add(pointer, ProblemCode.BAD_EXPRESSION, error.message)
-
-
-def _check_mapping(rules: dict[str, Any], pointer: str, problems: Problems) -> list[tuple[str, Expression]]:
-    """Check targets and sources; gives each source's pointer and expression."""
-    sources: list[tuple[str, Expression]] = []
-    for target, source in rules.items():
-        at = f"{pointer}/{pointer_token(target)}"
-        segments = target.split(".")
-        if not all(segments) or len(segments) > MAX_DEPTH:
-            message = f"The target {shown(target)} is not a path; write names with dots between, like 'meta.faces'."
-            problems.add(at, ProblemCode.BAD_MAPPING, message)
-        if isinstance(source, str) and "{{" in source:
-            message = "A mapping takes '$.path' or a plain value, not a template."
-            problems.add(at, ProblemCode.BAD_MAPPING, message)
-            continue
-        try:
-            expression = mapping.path(source)
-        except ExpressionError as error:
-            problems.add(at, ProblemCode.BAD_EXPRESSION, error.message)
-            continue
-        if expression is not None:
-            sources.append((at, expression))
-    return sources
+            check_mapping(edge["mapping"], f"/edges/{place}/mapping", problems)
 
 
 def _check_output_mapping(draft: Draft, graph: graphcheck.Graph, problems: Problems) -> None:
-    for pointer, expression in _check_mapping(draft.fields.get("output_mapping", {}), "/output_mapping", problems):
+    for pointer, expression in check_mapping(draft.fields.get("output_mapping", {}), "/output_mapping", problems):
         for id in sorted(expression.references.nodes):
             if id not in graph.index:
-                _tell_unknown(id, expression, pointer, graph, problems)
+                _tell_unknown(_Mention(id, expression, pointer, problems), graph)
         _check_secrets(expression, pointer, problems)
 
 
@@ -200,31 +166,74 @@ def _check_concurrency(draft: Draft, problems: Problems) -> None:
         problems.add(pointer, ProblemCode.TEMPLATE_LATER_NODE, message)
 
 
-def _check_templates(draft: Draft, graph: graphcheck.Graph, components: list[list[int]], problems: Problems) -> None:
-    named: list[tuple[int, int, str, Expression]] = []
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    """An expression that names the node ``id``, and where to tell that it may not."""
+
+    id: str
+    expression: Expression
+    pointer: str
+    problems: Problems
+
+
+def _check_graph(
+    draft: Draft, types: Mapping[str, TypeInfo], problems: Problems
+) -> tuple[graphcheck.Graph, list[_Mention]]:
+    """Check a workflow's graph, or a loop's body. Gives what is named in it and isn't there: nodes around the loop."""
+    _check_types(draft, types, problems)
+    graph = graphcheck.graph(draft, problems)
+    components = graphcheck.check(graph, problems)
+    _check_edges(draft, problems)
+    outer: list[_Mention] = []
+    named: list[tuple[int, int, _Mention]] = []
     for place, node in enumerate(draft.nodes):
         if node is None:
             continue
         own = graph.index.get(node.get("id", ""))
-        for pointer, expression in _template_expressions(node, f"/nodes/{place}", problems):
-            _check_secrets(expression, pointer, problems)
-            for id in sorted(expression.references.nodes):
-                if id not in graph.index:
-                    _tell_unknown(id, expression, pointer, graph, problems)
-                elif own is not None:
-                    named.append((own, graph.index[id], pointer, expression))
-    before, bits = graphcheck.ancestors(graph, components, (other for _, other, _, _ in named))
-    for own, other, pointer, expression in named:
+        for mention in _mentions(draft, place, node, types, problems):
+            if mention.id not in graph.index:
+                outer.append(mention)
+            elif own is not None:
+                named.append((own, graph.index[mention.id], mention))
+    before, bits = graphcheck.ancestors(graph, components, (other for _, other, _ in named))
+    for own, other, mention in named:
         if not before[own] & bits[other]:
             id, this = graph.ids[other], graph.ids[own]
             why = "that is the node itself" if own == other else f"no path leads from {id!r} to {this!r}"
-            message = f"{{{{ {expression.text} }}}} names {id!r}, which can't have run before {this!r}: {why}."
-            problems.add(pointer, ProblemCode.TEMPLATE_LATER_NODE, message)
+            text = mention.expression.text
+            message = f"{{{{ {text} }}}} names {id!r}, which can't have run before {this!r}: {why}."
+            mention.problems.add(mention.pointer, ProblemCode.TEMPLATE_LATER_NODE, message)
+    return graph, outer
+
+
+def _mentions(
+    draft: Draft, place: int, node: dict[str, Any], types: Mapping[str, TypeInfo], problems: Problems
+) -> Iterator[_Mention]:
+    """What a node's expressions name; with a loop, also what its body names and doesn't have."""
+    pointer = f"/nodes/{place}"
+    found = [*_template_expressions(node, pointer, problems)]
+    if node.get("type") in controls.PARAMETERS and isinstance(node.get("parameters", {}), dict):
+        found += controlcheck.check(node["type"], node.get("parameters", {}), f"{pointer}/parameters", problems)
+    for at, expression in found:
+        _check_secrets(expression, at, problems)
+        yield from (_Mention(id, expression, at, problems) for id in sorted(expression.references.nodes))
+    if (body := draft.bodies.get(place)) is None:
+        return
+    graph, outer = _check_graph(body, types, problems.under(f"{pointer}/parameters/body"))
+    yield from outer
+    output = node["parameters"].get("output")
+    if isinstance(output, dict):
+        for at, expression in check_mapping(output, f"{pointer}/parameters/output", problems):
+            _check_secrets(expression, at, problems)
+            for id in sorted(expression.references.nodes - graph.index.keys()):
+                yield _Mention(id, expression, at, problems)
 
 
 def _template_expressions(node: dict[str, Any], pointer: str, problems: Problems) -> Iterator[tuple[str, Expression]]:
     cache = node.get("cache")
-    texts = [*templates(node.get("parameters", {}), f"{pointer}/parameters")]
+    # What a loop repeats is read as a graph.
+    parameters = {key: value for key, value in node.get("parameters", {}).items() if key != "body" or not is_loop(node)}
+    texts = [*templates(parameters, f"{pointer}/parameters")]
     if cache is not None and cache.key is not None:
         texts.extend(templates(cache.key, f"{pointer}/cache/key"))
     for at, text in texts:
@@ -234,10 +243,18 @@ def _template_expressions(node: dict[str, Any], pointer: str, problems: Problems
         yield from ((at, expression) for expression in found)
 
 
-def _tell_unknown(id: str, expression: Expression, pointer: str, graph: graphcheck.Graph, problems: Problems) -> None:
-    meant = problems.did_you_mean(id, graph.ids) if len(graph.ids) <= 500 else ""
-    message = f"{shown(expression.text, 200)} names the node {shown(id)}, which this workflow doesn't have.{meant}"
-    problems.add(pointer, ProblemCode.TEMPLATE_UNKNOWN_NODE, message)
+def is_loop(node: Mapping[str, Any]) -> bool:
+    """Whether the node has a body."""
+    return node.get("type") == controls.LOOP
+
+
+def _tell_unknown(mention: _Mention, graph: graphcheck.Graph) -> None:
+    meant = mention.problems.did_you_mean(mention.id, graph.ids) if len(graph.ids) <= 500 else ""
+    message = (
+        f"{shown(mention.expression.text, 200)} names the node {shown(mention.id)}, which this workflow doesn't "
+        f"have.{meant}"
+    )
+    mention.problems.add(mention.pointer, ProblemCode.TEMPLATE_UNKNOWN_NODE, message)
 
 
 def _check_secrets(expression: Expression, pointer: str, problems: Problems) -> None:

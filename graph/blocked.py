@@ -15,8 +15,8 @@ from engine.access import Actor
 from flow import blocked, states
 from flow import events as e
 from flow.events import PauseReason, Phase
+from flow.graph import Graph, split
 from flow.history import NodeState
-from flow.planner import Graph
 from graph.objects import Failure, choice, failure
 from graph.permissions import Info, caller
 from graph.waiting import Approval, ChildInstance, Signal, Timer, awaited
@@ -150,10 +150,9 @@ async def blocked_by(info: Info, instance_id: str, path: str, state: NodeState |
         return []
     graph = await load.graph.load(row.version_id)
     inner = None if graph is None else graph_at(graph, path)
-    prefix, _, id = path.rpartition("/")
+    scope, id = split(path)
     if inner is None or id not in inner.nodes:
         return []
-    scope = f"{prefix}/" if prefix else ""
     nodes: dict[str, NodeState] = {} if state is None else {path: state}
     if state is None or state.status is states.NodeStatus.PENDING:
         sources = list(dict.fromkeys(scope + edge.source for edge in inner.incoming[id]))
@@ -178,12 +177,10 @@ def _gate(row: lists.Record) -> blocked.ConcurrencyKey | blocked.Quota | None:
 
 def graph_at(graph: Graph, path: str) -> Graph | None:
     """The graph that the node at this path belongs to: in a loop its body."""
-    for outer in path.split("/")[:-1]:
-        body = graph.bodies.get(outer.split("[", 1)[0])
-        if body is None:
-            return None
-        graph = body
-    return graph
+    try:
+        return graph.within(split(path)[0])
+    except KeyError:
+        return None
 
 
 def slim_state(row: lists.Record) -> NodeState:

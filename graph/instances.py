@@ -21,6 +21,7 @@ from graph.blocked import slim_state
 from graph.event_types import InstanceEvent
 from graph.events import event
 from graph.loaders import Counted, Events, Part
+from graph.moments import InstanceMoment, moment
 from graph.nodes import NodeExecution, NodeExecutionWhere, duration, execution
 from graph.objects import (
     Failure,
@@ -48,6 +49,7 @@ from graph.paging import (
 from graph.pending import Pending, joined, pending
 from graph.permissions import Info, caller, query
 from graph.scalars import JSON, BigInt
+from graph.waiting import Debug, debug
 
 if TYPE_CHECKING:
     from graph.versions import WorkflowVersion
@@ -317,6 +319,31 @@ class Instance(Node):
         graph = None if self.status.terminal else await info.context.load.graph.load(self.version_id)
         found = [] if graph is None else pending(self.id, graph, (), lists.Compare("path", "eq", path))
         return execution(found[0], caller(info)) if found else None
+
+    @derived("The whole instance as it was right after its event `seq`; null if it has none of that number.")
+    async def at(
+        self, info: Info, seq: Annotated[int, argument(description="An event's place in the history, from 1.")]
+    ) -> InstanceMoment | None:
+        """Replayed."""
+        return await moment(info, self.id, seq)
+
+    @derived("How it is debugged: stepping and breakpoints as they are now; null if it never was.")
+    async def debug(self, info: Info) -> Debug | None:
+        """From the newest events that say so."""
+        load = info.context.load
+        last = await load.newest.load((self.id, "debug.set"))
+        given = last.event.debug if last is not None and isinstance(last.event, e.DebugSet) else None
+        if given is None:
+            created = await load.created.load(self.id)
+            given = created.debug if created is not None else None
+        if given is None:
+            return None
+        # A resumption says by itself whether the run goes on step by step.
+        resumed = await load.newest.load((self.id, "instance.resumed"))
+        since = last.seq if last is not None else 0
+        if resumed is not None and resumed.seq > since and isinstance(resumed.event, e.InstanceResumed):
+            given = e.Debug(stepping=resumed.event.step, breakpoints=given.breakpoints)
+        return debug(given)
 
     @derived("Its history: the events after a `seq`, oldest first.")
     async def events(

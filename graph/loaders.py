@@ -22,7 +22,7 @@ from engine.engine import Engine
 from engine.lru import LRU
 from flow import events as e
 from flow.definition import Definition
-from flow.planner import Graph, prepare
+from flow.graph import Graph, prepare
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from db.store import lists
-from flow.planner import Graph
+from flow.graph import Graph
 
 #: Behind every ordinal that a row can have.
 FIRST_ORDINAL = 1_000_000_000

@@ -27,6 +27,10 @@ class ErrorCode(Enum):
     ILLEGAL_TRANSITION = strawberry.enum_value(
         "ILLEGAL_TRANSITION", description="The object's state does not allow this step."
     )
+    CONCURRENCY_LIMIT = strawberry.enum_value(
+        "CONCURRENCY_LIMIT",
+        description="As many runs with this concurrency key as its workflow allows are there, and it skips others.",
+    )
     PERMISSION_DENIED = strawberry.enum_value("PERMISSION_DENIED", description="Your token does not allow this.")
     QUOTA_EXCEEDED = strawberry.enum_value("QUOTA_EXCEEDED", description="A limit of the project is reached.")
 
@@ -106,7 +110,7 @@ def refusal_as_result(error: errors.WorkflowError) -> UserError | None:
         case errors.NotFound(kind=kind, id=id):
             return NotFound(code=ErrorCode.NOT_FOUND, message=error.message, path=path, kind=kind, id=strawberry.ID(id))
         case errors.Conflict(details=details):
-            code = ErrorCode.ILLEGAL_TRANSITION if isinstance(error, errors.IllegalTransition) else ErrorCode.CONFLICT
+            code = ErrorCode[error.code] if error.code in ErrorCode.__members__ else ErrorCode.CONFLICT
             plain: Any = msgspec.to_builtins(details, enc_hook=str)
             return Conflict(code=code, message=error.message, path=path, details=plain)
         case errors.Denied(permission=permission):

@@ -20,10 +20,14 @@ from graphql import (
 )
 from strawberry.schema.config import StrawberryConfig
 
+from graph.bulk import BulkMutation
 from graph.comparing import ComparingQuery
+from graph.controlling import ControlMutation
+from graph.debugging import DebugMutation, DebugQuery
 from graph.definitions import DefinitionQuery
 from graph.editing import WorkflowMutation
 from graph.events import KINDS
+from graph.forking import ForkMutation
 from graph.instances import InstanceQuery
 from graph.scalars import SCALARS
 from graph.server import ServerQuery
@@ -33,12 +37,12 @@ from graph.workflows import WorkflowQuery
 
 
 @strawberry.type(description="Everything that can be looked at.")
-class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery):
+class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery, DebugQuery):
     """The fields are where their concepts are."""
 
 
 @strawberry.type(description="Everything that can be done. Each answers a union: what was done, or why it was not.")
-class Mutation(WorkflowMutation, InstanceMutation):
+class Mutation(WorkflowMutation, InstanceMutation, ControlMutation, ForkMutation, DebugMutation, BulkMutation):
     """The fields are where their concepts are."""
 
 

@@ -11,6 +11,7 @@ from strawberry import UNSET, argument, field
 from engine.access import Permission
 from flow import errors
 from flow import events as e
+from flow.events import Phase
 from graph.execution import extend_deadline
 from graph.instances import Instance, as_created, instance
 from graph.permissions import Info, caller, mutation
@@ -37,6 +38,25 @@ class WorkflowRef:
     version: strawberry.ID | None = field(default=UNSET, description="A version's id: exactly that one runs.")
 
 
+@strawberry.input(description="Where a debugger stops.")
+class BreakpointInput:
+    """See ``flow.events.Breakpoint``."""
+
+    node_id: str = field(description="The node's id in the definition, also in the body of a loop.")
+    phase: Phase = field(default=Phase.BEFORE, description="On which side of the node.")
+    when: str | None = field(
+        default=None, description="Only if this expression on the node's scope is true; AFTER a node it sees `output`."
+    )
+
+
+@strawberry.input(description="How to debug a run: it pauses where this says.")
+class DebugInput:
+    """See ``flow.events.Debug``."""
+
+    stepping: bool = field(default=False, description="True: pause before every node.")
+    breakpoints: list[BreakpointInput] | None = field(default=None, description="Where to pause.")
+
+
 @strawberry.input(description="What to run, and how.")
 class InstanceStartInput:
     """See ``engine.instances``."""
@@ -52,6 +72,9 @@ class InstanceStartInput:
         default=None, description="Starting again with the same key gives the instance that exists, never a second one."
     )
     labels: list[LabelInput] | None = field(default=None, description="What to put on it, to find it by.")
+    debug: DebugInput | None = field(
+        default=None, description="Run it under a debugger; a DRAFT's versions run only so."
+    )
     wait: timedelta | None = field(
         default=None, description="Answer when the run has ended, or after this long: 60 seconds at most."
     )
@@ -123,6 +146,7 @@ class InstanceMutation:
             queue_timeout=input.queue_timeout,
             idempotency_key=input.idempotency_key,
             labels=_labels(input.labels or []),
+            debug=None if input.debug is None else debugged(input.debug),
         )
         if input.wait is not None:
             extend_deadline(input.wait.total_seconds() + 5)
@@ -130,7 +154,7 @@ class InstanceMutation:
         if started.created is not None and input.wait is None:
             shown = as_created(started, input.idempotency_key, actor)
         else:
-            shown = await _reread(info, started.instance_id)
+            shown = await reread(info, started.instance_id)
         return InstanceStartPayload(
             instance=shown,
             created=started.created is not None,
@@ -143,7 +167,17 @@ class InstanceMutation:
     ) -> InstanceCancelResult:
         """Asks the holder to stop."""
         change_seq = await info.context.engine.instances.cancel(caller(info), input.id, input.reason)
-        return InstanceCancelPayload(instance=await _reread(info, input.id), change_seq=BigInt(change_seq))
+        return InstanceCancelPayload(instance=await reread(info, input.id), change_seq=BigInt(change_seq))
+
+
+def debugged(given: DebugInput) -> e.Debug:
+    """How the run is debugged, as data."""
+    return e.Debug(stepping=given.stepping, breakpoints=breakpoints(given.breakpoints or []))
+
+
+def breakpoints(given: list[BreakpointInput]) -> tuple[e.Breakpoint, ...]:
+    """Where it stops, as data."""
+    return tuple(e.Breakpoint(each.node_id, each.phase, each.when) for each in given)
 
 
 def _labels(given: list[LabelInput]) -> dict[str, str]:
@@ -158,7 +192,7 @@ def _given(value: str | None) -> str | None:
     return None if value is UNSET else value
 
 
-async def _reread(info: Info, id: str) -> Instance:
+async def reread(info: Info, id: str) -> Instance:
     """The instance as it is now."""
     info.context.refresh()
     row = await info.context.load.instance.load(id)

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from mirrorflow.commands import admin, definitions, runs
+from mirrorflow.commands import admin, control, definitions, runs
 from mirrorflow.commands.serve import serve
 
 app = typer.Typer(
@@ -33,6 +33,13 @@ app.command()(definitions.export)
 app.command()(runs.instances)
 app.command()(runs.logs)
 app.command()(runs.cancel)
+app.command()(control.pause)
+app.command()(control.resume)
+app.command()(control.signal)
+app.command()(control.approve)
+app.command()(control.reject)
+app.command()(control.retry)
+app.command()(control.fork)
 app.command()(admin.schema)
 app.add_typer(admin.db, name="db")
 app.add_typer(admin.token, name="token")

@@ -22,6 +22,8 @@ STYLES = {
     "PENDING": ("·", "dim"),
     "RUNNING": ("●", "cyan"),
     "RETRYING": ("↻", "yellow"),
+    "WAITING": ("◷", "yellow"),
+    "PAUSED": ("‖", "yellow"),
     "COMPLETED": ("✔", "green"),
     "FAILED": ("✘", "red"),
     "TIMED_OUT": ("✘", "red"),
@@ -31,6 +33,10 @@ STYLES = {
 AFTER = {
     "started": "RUNNING",
     "retrying": "RETRYING",
+    "waiting": "WAITING",
+    "paused": "PAUSED",
+    "resumed": "RUNNING",
+    "reopened": "RUNNING",
     "lost": "RETRYING",
     "completed": "COMPLETED",
     "failed": "FAILED",
@@ -66,6 +72,12 @@ class Shown:
                 self.note = data["message"]
             case "retrying" | "failed" | "timed_out":
                 self.note = data["error"]["message"]
+            case "waiting":
+                self.note = waits(data["awaited"])
+            case "paused":
+                self.note = " ".join(["at", data["path"]] if data.get("path") else []) or "by hand"
+            case "resumed" | "reopened":
+                self.note, self.ended = "", None
             case "skipped":
                 self.note = str(data["reason"]).lower().replace("_", " ")
             case "completed":
@@ -110,6 +122,11 @@ class Run:
         if about == "node":
             self.nodes.setdefault(data["path"], Shown()).apply(what, at, data)
             return
+        if about != "instance":
+            return
+        if what == "reopened":
+            for path in data.get("reset", []):
+                self.nodes[path] = Shown()
         self.whole.apply(what, at, data)
         self.error = data.get("error")
         if what == "completed":
@@ -147,11 +164,37 @@ def _label(name: str, shown: Shown, now: datetime, *, bold: bool = False) -> Ren
     return text
 
 
+def waits(awaited: Mapping[str, Any]) -> str:
+    """What a node waits for, in a few words."""
+    until = f" until {awaited['until'][:19].replace('T', ' ')}" if awaited.get("until") else ""
+    match awaited["kind"]:
+        case "timer":
+            return until.strip()
+        case "signal":
+            return f"for the signal {awaited['name']}{until}"
+        case "approval":
+            return f"for an answer: {awaited['title']}{until}"
+        case "child":
+            return f"for {awaited['instance_id']}"
+        case other:
+            return str(other)
+
+
 def line(event: Event) -> str:
     """The event as one line of text, for pipes and logs."""
     about, what = event["type"].split(".", 1)
     data = event["data"]
-    parts = [event["at"][11:23], data["path"] if about == "node" else "run", what]
+    parts = [event["at"][11:23], data.get("path", "run") if about != "instance" else "run", what]
+    if about not in {"node", "instance"}:
+        parts[2] = event["type"]
+    if what == "waiting":
+        parts.append(waits(data["awaited"]))
+    if what == "paused":
+        parts += [data["reason"].lower(), data.get("path", "")]
+    if about == "signal":
+        parts.append(data["name"])
+    if about == "approval":
+        parts.append("yes" if data["approved"] else "no")
     if data.get("attempt", 1) > 1:
         parts.append(f"attempt {data['attempt']}")
     if what == "progress":

@@ -28,18 +28,38 @@ fragment Run on Instance {
   createdAt
   startedAt
   completedAt
+  pauseReason
   viewerCanCancel
+  viewerCanPause
+  viewerCanResume
   workflow { name displayName }
   version { version }
   progress { total running completed failed skipped canceled }
   error { message nodeId }
-  nodeExecutions(first: 16) { nodes { id path nodeType status attempt startedAt completedAt } }
+  nodeExecutions(first: 16) { nodes { id path nodeType status attempt startedAt completedAt dueAt waiting { ...Wait } } }
+}
+fragment Wait on Awaited {
+  __typename
+  ... on Timer { until }
+  ... on Signal { name until }
+  ... on Approval { title until viewerCanAnswer }
+  ... on ChildInstance { instanceId }
 }`;
 const WORKFLOWS = `query Workflows {
   workflows(first: 100) { nodes { id name displayName description status currentVersion { version } } }
 }`;
 const CANCEL = `mutation Cancel($id: ID!) {
   instanceCancel(input: { id: $id }) { __typename ... on UserError { message } }
+}`;
+
+const PAUSE = `mutation Pause($id: ID!) {
+  instancePause(input: { id: $id }) { __typename ... on UserError { message } }
+}`;
+const RESUME = `mutation Resume($id: ID!) {
+  instanceResume(input: { id: $id }) { __typename ... on UserError { message } }
+}`;
+const ANSWER = `mutation Answer($id: ID!, $path: String!, $approved: Boolean!) {
+  approvalAnswer(input: { id: $id, path: $path, approved: $approved }) { __typename ... on UserError { message } }
 }`;
 
 const $ = (id) => document.getElementById(id);
@@ -67,6 +87,7 @@ function put(run) {
   const part = (name) => row.querySelector(`.${name}`);
   row.dataset.status = run.status;
   part("status").textContent = run.status.replace("_", " ");
+  part("status").title = PAUSES[run.pauseReason] ?? "";
   part("name").textContent = run.workflow.displayName ?? run.workflow.name;
   part("name").title = run.workflow.name;
   part("version").textContent = run.version.version;
@@ -74,6 +95,8 @@ function put(run) {
   part("since").dateTime = run.createdAt;
   part("since").title = new Date(run.createdAt).toLocaleString();
   part("cancel").hidden = !run.viewerCanCancel;
+  part("pause").hidden = !run.viewerCanPause;
+  part("resume").hidden = !run.viewerCanResume;
   const failed = run.error !== null;
   part("error").hidden = !failed;
   if (failed) part("error").textContent = [run.error.nodeId, run.error.message].filter(Boolean).join(": ");
@@ -83,7 +106,9 @@ function put(run) {
   row.hidden = !SHOWN[shown](run);
   if (!known) {
     row.classList.add("fresh");
-    part("cancel").addEventListener("click", ({ target }) => cancel(run.id, target));
+    part("cancel").addEventListener("click", ({ target }) => send(target, CANCEL, { id: run.id }));
+    part("pause").addEventListener("click", ({ target }) => send(target, PAUSE, { id: run.id }));
+    part("resume").addEventListener("click", ({ target }) => send(target, RESUME, { id: run.id }));
     // Newest first: ids are ordered by time.
     const older = [...$("runs").children].find((other) => other.dataset.id < run.id);
     row.dataset.id = run.id;
@@ -100,7 +125,7 @@ function showProgress(bar, { total, running, completed, failed, skipped, cancele
   }
 }
 
-function showNodes(list, { nodeExecutions, progress }) {
+function showNodes(list, { id, nodeExecutions, progress }) {
   const chips = nodeExecutions.nodes.map((node) => {
     const chip = document.createElement("li");
     chip.dataset.status = node.status;
@@ -109,7 +134,10 @@ function showNodes(list, { nodeExecutions, progress }) {
     const notes = [];
     if (node.attempt > 1) notes.push(`attempt ${node.attempt}`);
     if (node.startedAt && node.completedAt) notes.push(length(new Date(node.completedAt) - new Date(node.startedAt)));
+    if (node.waiting) notes.push(waitsFor(node.waiting));
+    else if (node.status === "RETRYING" && node.dueAt) notes.push(`again at ${clock(node.dueAt)}`);
     if (notes.length) chip.append(Object.assign(document.createElement("small"), { textContent: notes.join(" · ") }));
+    if (node.waiting?.viewerCanAnswer) chip.append(answer(id, node.path, true), answer(id, node.path, false));
     return chip;
   });
   const more = progress.total - chips.length;
@@ -139,13 +167,38 @@ function ago(ms) {
   return seconds < 86400 ? `${Math.floor(seconds / 3600)} h ago` : `${Math.floor(seconds / 86400)} d ago`;
 }
 
-async function cancel(id, button) {
+const PAUSES = { USER: "Somebody paused it", BREAKPOINT: "It is at a breakpoint", STEP: "It goes step by step" };
+
+function waitsFor(wait) {
+  const until = wait.until ? ` until ${clock(wait.until)}` : "";
+  switch (wait.__typename) {
+    case "Signal": return `for the signal ${wait.name}${until}`;
+    case "Approval": return `${wait.title}${until}`;
+    case "ChildInstance": return `for ${wait.instanceId}`;
+    default: return until.trim();
+  }
+}
+
+function clock(instant) {
+  const at = new Date(instant);
+  return at - Date.now() < 86_400_000 ? at.toLocaleTimeString() : at.toLocaleString();
+}
+
+function answer(id, path, approved) {
+  const button = Object.assign(document.createElement("button"), { className: "quiet" });
+  button.textContent = approved ? "Approve" : "Reject";
+  button.addEventListener("click", () => send(button, ANSWER, { id, path, approved }));
+  return button;
+}
+
+async function send(button, text, variables) {
   button.disabled = true;
   try {
-    const { instanceCancel } = await ask(CANCEL, { id });
-    if (instanceCancel.message) button.title = instanceCancel.message;
+    const [{ message }] = Object.values(await ask(text, variables));
+    if (message) button.title = message;
   } catch (error) {
     button.title = error.message;
+  } finally {
     button.disabled = false;
   }
 }

@@ -37,10 +37,15 @@ def definition(picture: str, nodes: dict[str, dict[str, Any]] | None = None, **f
     return Definition(
         name="test",
         triggers=(TriggerSpec("by-hand", "manual"),),
-        nodes=tuple(Node(id, "core/noop", **given.get(id, {})) for id in ids),
+        nodes=tuple(Node(id, **{"type": "core/noop"} | given.get(id, {})) for id in ids),
         edges=tuple(edges),
         **fields,
     )
+
+
+def node(**parameters: Any) -> dict[str, Any]:
+    """What ``definition`` takes for a node of this ``type`` with these parameters."""
+    return {"type": parameters.pop("type"), "parameters": parameters}
 
 
 class Run:
@@ -138,6 +143,24 @@ class Run:
         while todo := [action for action in self.plan() if wanted(action)]:
             self.answer(todo[0])
         return self
+
+    def control(self, wanted: Callable[[Action], bool] = lambda action: True) -> Run:
+        """Let the flow go on as far as it goes by itself: control nodes are started too."""
+        return self.settle(
+            lambda action: (
+                wanted(action)
+                and not isinstance(action, Pause)
+                and (not isinstance(action, Start) or self.run.is_control(action.path))
+            )
+        )
+
+    def output(self, id: str) -> Any:
+        return self.run.snapshot.nodes[id].output
+
+    def error(self, id: str) -> Failure:
+        error = self.run.snapshot.nodes[id].error
+        assert error is not None
+        return error
 
     def status(self, id: str | None = None) -> str:
         if id is None:

@@ -162,6 +162,44 @@ async def test_client_commands_talk_to_the_running_server(tmp_path: Path) -> Non
         assert f"runs at {server.url}" in cli("doctor").out
 
 
+WAITS = """
+name: waits
+triggers: [{id: by-hand, type: manual}]
+nodes:
+  - {id: ask, type: core/approval, parameters: {title: "Go on?"}}
+  - {id: listen, type: core/wait-signal, parameters: {name: go}}
+  - {id: check, type: core/validate, parameters: {value: "{{ n }}", schema: {maximum: 1}}}
+edges: [{source: ask, target: listen}, {source: listen, target: check}]
+"""
+
+
+async def test_runs_are_controlled_from_the_command_line(tmp_path: Path) -> None:
+    """Pause, resume, approve, signal, retry and fork a run; what is not possible is one line and exit code 2."""
+    cli = Cli(tmp_path)
+    async with Server(tmp_path / "data"):
+        assert cli("import", cli.file("waits.yaml", WAITS)).code == 0
+        id = cli("run", "waits", "--detach").out.strip()
+        assert cli("resume", id).code == 2
+        assert cli("pause", id).code == 0
+        assert cli("resume", id).code == 0
+        assert cli("approve", id, "nonsense").code == 2
+        assert cli("approve", id, "ask", "--comment", "fine").code == 0
+        assert cli("approve", id, "ask").code == 2
+        assert cli("signal", id, "go", "--payload", "{").code == 2
+        assert cli("signal", id, "go", "--payload", '{"n": 7}').code == 0
+        told = cli("logs", "-f", id).out
+        assert "ask  waiting  for an answer: Go on?" in told
+        assert "ask  approval.answered  yes" in told
+        assert "listen  waiting  for the signal go" in told
+        assert cli("retry", id, "ask").code == 2
+        assert cli("retry", id).code == 0
+        assert cli("logs", "-f", id).out.count("check  failed") == 2
+        forked = cli("fork", id, "--node", "check", "--pin", 'listen={"n": 1}')
+        assert forked.code == 0, forked.err
+        assert "run  completed" in cli("logs", "-f", forked.out.strip()).out
+        assert cli("fork", id, "--pin", "nonsense").code == 2
+
+
 async def test_a_folder_has_one_server(tmp_path: Path) -> None:
     """A second server over the folder is refused with the first one's process id, whatever its port."""
     cli = Cli(tmp_path)

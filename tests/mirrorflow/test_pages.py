@@ -28,7 +28,7 @@ def documents() -> Documents:
     return Documents(build_schema()._schema, Limits())
 
 
-@pytest.mark.parametrize(("file", "number"), [(STATIC / "live.js", 3), (STARTERS, 5)], ids=["live page", "GraphiQL"])
+@pytest.mark.parametrize(("file", "number"), [(STATIC / "live.js", 6), (STARTERS, 5)], ids=["live page", "GraphiQL"])
 def test_the_documents_of_the_pages_are_valid(documents: Documents, file: Path, number: int) -> None:
     """Every document is valid against the schema and affordable with its defaults."""
     found = texts(file)
