@@ -101,7 +101,7 @@ def _tell(error: Exception) -> int:
         case ClientError():
             message, code = str(error), error.exit_code
         case Invalid():
-            lines = [f"{problem.pointer or '/'}: {problem.message}" for problem in error.problems]
+            lines = [f"{problem.pointer or '/'}: {problem.message} [{problem.code}]" for problem in error.problems]
             message, code = "\n".join(lines) or error.message, 2
         case StorageUnavailable():
             message, code = error.message, 1
@@ -116,5 +116,6 @@ def _tell(error: Exception) -> int:
             told = str(error).strip().splitlines()
             said = f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
             message, code = f"unexpected {said}. MIRRORFLOW_LOG_LEVEL=debug shows where.", 1
-    typer.echo(f"mirrorflow: {message}", err=True)
+    for line in message.splitlines():
+        typer.echo(f"mirrorflow: {line}", err=True)
     return code

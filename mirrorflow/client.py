@@ -15,7 +15,9 @@ import msgspec
 
 from mirrorflow.lock import TOKEN_FILE, running
 
-REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "BAD_REQUEST", "GRAPHQL_VALIDATION_FAILED"})
+REFUSALS = frozenset(
+    {"UNAUTHENTICATED", "PERMISSION_DENIED", "BAD_REQUEST", "BAD_USER_INPUT", "GRAPHQL_VALIDATION_FAILED"}
+)
 
 
 class ClientError(Exception):
@@ -39,8 +41,11 @@ class Refused(ClientError):
     """The server said no to the request itself, by one of the refusals of the schema."""
 
     def __init__(self, refusal: Mapping[str, Any]) -> None:
-        problems = [f"{problem['pointer'] or '/'}: {problem['message']}" for problem in refusal.get("problems") or []]
-        super().__init__("\n".join(problems) or refusal["message"], code=refusal.get("code", ""), exit_code=2)
+        self.problems = [
+            f"{problem['pointer'] or '/'}: {problem['message']} [{problem['code']}]"
+            for problem in refusal.get("problems") or []
+        ]
+        super().__init__("\n".join(self.problems) or refusal["message"], code=refusal.get("code", ""), exit_code=2)
 
 
 class Client:

@@ -38,6 +38,7 @@ def validate(files: Files) -> None:
     from engine.nodes.registry import Registry
     from flow.definition import TypeInfo
     from flow.errors import Invalid
+    from mirrorflow.client import ClientError
 
     types = {kind.name: TypeInfo(kind.name, kind.parameters_schema) for kind in Registry.load().all()}
     wrong = 0
@@ -46,6 +47,10 @@ def validate(files: Files) -> None:
             problems = list(read_document(text_of(file), types).problems)
         except Invalid as refusal:
             problems = refusal.problems
+        except ClientError as error:
+            typer.echo(f"mirrorflow: {error}", err=True)
+            wrong += 1
+            continue
         wrong += bool(problems)
         for problem in problems:
             typer.echo(f"{file}: {problem.pointer or '/'}: {problem.message} [{problem.code}]")
@@ -61,9 +66,9 @@ def import_(files: Files, url: Url = None, token: Token = None, data_dir: DataDi
     async def send() -> None:
         async with client(url, token, data_dir) as server:
             for file in files:
-                stored = await server.import_(text_of(file))
-                what = "stored" if stored["changed"] else "unchanged"
-                typer.echo(f"{file}: {stored['name']} {stored['version']} {what} ({stored['workflowId']})")
+                version = await stored(server, file, text_of(file))
+                what = "stored" if version["changed"] else "unchanged"
+                typer.echo(f"{file}: {version['name']} {version['version']} {what} ({version['workflowId']})")
 
     asyncio.run(send())
 
@@ -102,8 +107,29 @@ async def workflow(server: Client, name: str) -> dict[str, Any]:
     return dict(found)
 
 
+async def stored(server: Client, file: str, text: str) -> dict[str, Any]:
+    """Store what a file holds; which version it is. Raises ClientError, which names the file at each problem."""
+    from mirrorflow.client import ClientError, Refused
+
+    try:
+        return await server.import_(text)
+    except Refused as refusal:
+        if not refusal.problems:
+            raise
+        raise ClientError("\n".join(f"{file}: {problem}" for problem in refusal.problems), exit_code=2) from None
+
+
 def text_of(file: str) -> str:
-    """The text of a file; of standard input for ``-``."""
+    """The text of a file; of standard input for ``-``. Raises ClientError if it can't be read."""
+    from mirrorflow.client import ClientError
+
     if file == "-":
         return sys.stdin.read()
-    return Path(file).read_text(encoding="utf-8")
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ClientError(f"There is no file {file}.", exit_code=2) from None
+    except OSError as error:
+        raise ClientError(f"{file} can't be read: {error.strerror or error}.", exit_code=2) from None
+    except UnicodeDecodeError:
+        raise ClientError(f"{file} is not text in UTF-8.", exit_code=2) from None

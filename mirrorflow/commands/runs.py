@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mirrorflow.commands.definitions import text_of, workflow
+from mirrorflow.commands.definitions import stored, text_of, workflow
 from mirrorflow.commands.options import DataDir, Token, Url, client
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(
         if text is None:
             given["workflow"] = {"id": (await workflow(server, what))["id"]}
         else:
-            given["workflow"] = {"version": (await server.import_(text))["versionId"]}
+            given["workflow"] = {"version": (await stored(server, what, text))["versionId"]}
         started = (await server.mutate(START, {"input": given}))["instance"]
         if detach:
             typer.echo(started["id"])
@@ -123,6 +123,11 @@ def instances(
     data_dir: DataDir = None,
 ) -> None:
     """List runs, the newest first."""
+    from flow.states import InstanceStatus
+    from mirrorflow.client import ClientError
+
+    if status is not None and status.upper() not in set(InstanceStatus):
+        raise ClientError(f"There is no status {status!r}: use {', '.join(InstanceStatus)}.", exit_code=2)
 
     async def fetch() -> list[dict[str, Any]]:
         async with client(url, token, data_dir) as server:
@@ -188,7 +193,7 @@ def _input(pairs: list[str], file: Path | None) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if file is not None:
         try:
-            given = json.loads(file.read_text(encoding="utf-8"))
+            given = json.loads(text_of(str(file)))
         except ValueError as error:
             raise ClientError(f"{file} is not JSON: {error}", exit_code=2) from None
         if not isinstance(given, dict):

@@ -5,6 +5,7 @@ import { follow } from "./socket.js";
 
 const MOST = 100; // runs on the page
 const FIRST = 50; // runs that it begins with: they and their nodes must fit the cost limit
+const NODES = 16; // nodes shown of each run
 const SHOWN = {
   All: () => true,
   Running: ({ status }) => ["PENDING", "RUNNING", "PAUSED"].includes(status),
@@ -36,7 +37,7 @@ fragment Run on Instance {
   version { version }
   progress { total running completed failed skipped canceled }
   error { message nodeId }
-  nodeExecutions(first: 16) { nodes { id path nodeType status attempt startedAt completedAt dueAt waiting { ...Wait } } }
+  nodeExecutions(first: ${NODES}) { nodes { id path nodeType status attempt startedAt completedAt dueAt waiting { ...Wait } } }
 }
 fragment Wait on Awaited {
   __typename
@@ -125,7 +126,7 @@ function showProgress(bar, { total, running, completed, failed, skipped, cancele
   }
 }
 
-function showNodes(list, { id, nodeExecutions, progress }) {
+function showNodes(list, { id, nodeExecutions, progress, completedAt }) {
   const chips = nodeExecutions.nodes.map((node) => {
     const chip = document.createElement("li");
     chip.dataset.status = node.status;
@@ -141,7 +142,9 @@ function showNodes(list, { id, nodeExecutions, progress }) {
     return chip;
   });
   const more = progress.total - chips.length;
-  if (more > 0) chips.push(Object.assign(document.createElement("li"), { textContent: `${more} more` }));
+  // A node has no row before it starts: while there is room, those that are missing have not begun.
+  const which = chips.length >= NODES ? "more" : completedAt ? "not run" : "to come";
+  if (more > 0) chips.push(Object.assign(document.createElement("li"), { className: "rest", textContent: `${more} ${which}` }));
   list.replaceChildren(...chips);
 }
 
