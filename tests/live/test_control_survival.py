@@ -111,7 +111,7 @@ async def test_control_flow_survives_being_killed_at_any_moment(tmp_path: Path) 
             assert instance["output"] == {"end": expected}
         assert len(set(ids)) == INSTANCES
         await server.stop()
-    oracle(tmp_path / "mirrorflow.db")
+    await hold(f"sqlite:///{tmp_path / 'mirrorflow.db'}")
     control_oracle(tmp_path / "mirrorflow.db")
 
 
