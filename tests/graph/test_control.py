@@ -271,3 +271,51 @@ async def test_who_may_only_look_changes_nothing(ask: Asker) -> None:
     for name, fields in more.items():
         assert await send(viewer, name, id=id, **fields) == "PERMISSION_DENIED", name
         assert await send(stranger, name, id=id, **fields) == "NOT_FOUND", name
+
+
+async def test_a_run_that_waits_for_its_turn_says_for_which(ask: Asker) -> None:
+    """Behind a concurrency key or a limit its nodes are blocked by that, and by nothing else."""
+    text = """query($id: ID!) { instance(id: $id) { status nodeExecutions { nodes { blockedBy {
+      __typename ... on ConcurrencyKey { key limit } ... on Quota { of }
+    } } } } }"""
+
+    async def held(id: str) -> Any:
+        return (await ask(text, id=id))["instance"]["nodeExecutions"]["nodes"][0]["blockedBy"]
+
+    keyed = document([WAITS], name="keyed", concurrency={"key": "customer", "limit": 1})
+    first, second = [await started(ask.engine, keyed, input={"customer": "ada"}) for _ in range(2)]
+    await until(ask.engine, first, e.NodeWaiting)
+    assert await held(second) == [{"__typename": "ConcurrencyKey", "key": "ada", "limit": 1}]
+
+    limited = document([WAITS], name="limited")
+    first = await started(ask.engine, limited)
+    await until(ask.engine, first, e.NodeWaiting)
+    workflow = await ask.engine.workflows.named(LOCAL, "limited")
+    assert workflow is not None
+    await ask.engine.instances.limit(LOCAL, 1, workflow.id)
+    second = await started(ask.engine, limited)
+    assert await held(second) == [{"__typename": "Quota", "of": "WORKFLOW"}]
+
+
+async def test_a_page_of_runs_costs_a_constant_number_of_statements(ask: Asker) -> None:
+    """What is told of waits, pauses, parents, forks and time is read for all runs of a page together."""
+    text = """query($n: Int) { instances(first: $n) { nodes {
+      status pauseReason pause { at } debug { stepping } parent { id } forkOf { id } children(first: 2) { totalCount }
+      progress { fraction } criticalPath { path } parentNode { path }
+      nodeExecutions(first: 5) { totalCount nodes { path cached waiting { __typename } blockedBy { __typename } } }
+    } } }"""
+    for _ in range(6):
+        id = await started(
+            ask.engine,
+            document([WAITS, {"id": "b", "type": "core/noop"}], [{"source": "a", "target": "b"}], name="page"),
+        )
+        await until(ask.engine, id, e.NodeWaiting)
+        await ask.engine.instances.pause(LOCAL, id)
+        await until(ask.engine, id, e.InstancePaused)
+    await ask(text, n=1)  # the past of the version's nodes is kept for a minute
+    counts = []
+    for n in (1, 6):
+        with ask.statements() as statements:
+            await ask(text, n=n)
+        counts.append(len(statements))
+    assert counts[0] == counts[1], counts
