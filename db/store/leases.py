@@ -127,7 +127,7 @@ def release(connection: Connection, worker: str, instance_ids: Sequence[str]) ->
     connection.execute(
         update(Instance)
         .where(Instance.id.in_(list(instance_ids)), Instance.owner == worker)
-        .values(owner=None, lease_until=None),
+        .values(owner=None, lease_until=None, due_at=db_now()),
         execution_options={"synchronize_session": False},
     )
 
@@ -142,9 +142,11 @@ def expire_all(connection: Connection) -> int:
 
 
 def due(connection: Connection, limit: int) -> list[Due]:
-    """Instances to be woken: never claimed, or their lease ran out, or their time has come; the best rank first."""
+    """Instances to be woken: their lease ran out, or their time has come; the best rank first.
+
+    Those that only wait cost nothing here, however many they are: the index holds them at its other end.
+    """
     waiting = or_(
-        and_(Instance.owner.is_(None), Instance.lease_until.is_(None), Instance.status == "PENDING"),
         and_(Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
         and_(Instance.lease_until.is_(None), Instance.due_at.is_not(None), Instance.due_at <= db_now()),
     )
@@ -161,7 +163,7 @@ def next_suspect(connection: Connection) -> str | None:
     """The suspect to try next: the one with the fewest deaths, so that the likeliest culprit comes last."""
     query = (
         select(Instance.id)
-        .where(Instance.completed_at.is_(None), _free(), _deaths >= SUSPECT)
+        .where(Instance.completed_at.is_(None), Instance.lost_claims > 0, _free(), _deaths >= SUSPECT)
         .where(or_(Instance.due_at.is_(None), Instance.due_at <= db_now()))
         .order_by(_deaths, Instance.created_at)
         .limit(1)
@@ -172,7 +174,10 @@ def next_suspect(connection: Connection) -> str | None:
 def next_due(connection: Connection) -> datetime | None:
     """The earliest instant at which an instance that nobody holds wants to be woken."""
     query = select(func.min(Instance.due_at)).where(
-        Instance.completed_at.is_(None), Instance.lease_until.is_(None), Instance.due_at.is_not(None)
+        Instance.completed_at.is_(None),
+        Instance.gate.is_(None),
+        Instance.lease_until.is_(None),
+        Instance.due_at.is_not(None),
     )
     return connection.execute(query).scalar()
 
