@@ -149,8 +149,8 @@ async def test_a_debugger_stops_looks_changes_and_goes_on(ask: Asker) -> None:
     snapshot = (await history(ask.engine, id))[-1].event
     assert isinstance(snapshot, e.InstanceCompleted)
     assert snapshot.output == {"n3": {"x": 9}}
-    outputs = 'query($id: ID!) { instance(id: $id) { nodeExecution(path: "n2") { output } } }'
-    assert (await ask(outputs, id=id))["instance"]["nodeExecution"]["output"] == {"x": 5}
+    values = 'query($id: ID!) { instance(id: $id) { nodeExecution(path: "n2") { input output } } }'
+    assert (await ask(values, id=id))["instance"]["nodeExecution"] == {"input": {"x": 5}, "output": {"x": 5}}
 
 
 async def test_the_whole_state_as_it_was(ask: Asker) -> None:
@@ -292,9 +292,16 @@ async def test_a_run_that_waits_for_its_turn_says_for_which(ask: Asker) -> None:
     await until(ask.engine, first, e.NodeWaiting)
     workflow = await ask.engine.workflows.named(LOCAL, "limited")
     assert workflow is not None
-    await ask.engine.instances.limit(LOCAL, 1, workflow.id)
+    limit = """mutation($id: ID!, $n: Int) { workflowLimitSet(input: {id: $id, maxRunning: $n}) {
+      ... on WorkflowLimitSetPayload { workflow { maxRunning } } ... on UserError { code }
+    } }"""
+    assert (await ask(limit, id=workflow.id, n=0))["workflowLimitSet"] == {"code": "VALIDATION_FAILED"}
+    assert (await ask(limit, id="wf-none", n=1))["workflowLimitSet"] == {"code": "NOT_FOUND"}
+    assert (await ask(limit, id=workflow.id, n=1))["workflowLimitSet"] == {"workflow": {"maxRunning": 1}}
     second = await started(ask.engine, limited)
     assert await held(second) == [{"__typename": "Quota", "of": "WORKFLOW"}]
+    await ask(limit, id=workflow.id, n=None)
+    await until(ask.engine, second, e.NodeWaiting)
 
 
 async def test_a_page_of_runs_costs_a_constant_number_of_statements(ask: Asker) -> None:
