@@ -96,7 +96,7 @@ async def test_the_end_of_an_instance_reaches_parent_and_children(database: Data
     [outcome] = await database.write(commit, [failing])
     assert isinstance(outcome, Committed)
     assert outcome.woken == ("inst-ends",)
-    assert await inbox(database) == [("inst-parent", "child.ended"), ("inst-ends", "instance.cancel_requested")]
+    assert await inbox(database) == [("inst-ends", "instance.cancel_requested")]
     late = append(ends, STARTED, DONE, letters=[("inst-parent", ended)])
     await database.write(leases.claim, "w1", ["inst-ends"], 15.0)
     [outcome] = await database.write(commit, [late])
