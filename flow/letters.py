@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from flow import events as e
-from flow.books import Books
+from flow.books import MAX_EVENTS, Books
+from flow.errors import Conflict
 from flow.graph import split
 from flow.scopes import Scope
 from flow.states import InstanceStatus, NodeStatus, SkipReason
@@ -16,8 +17,10 @@ def reopening(books: Books, asked: e.InstanceReopened) -> e.InstanceReopened:
 
     Those are the named ones, every other failed node that the run could only fail by again, what was cancelled or
     skipped because the run ended, and what was skipped behind any of them. Of a loop, the iterations that were not
-    completed go on.
+    completed go on. Raises Conflict if the run has no room for more events.
     """
+    if books.snapshot.last_seq >= MAX_EVENTS:
+        raise Conflict(f"The run has {MAX_EVENTS:,} events, so it can't go on; start a new one.", status="FAILED")
     reset: list[str] = []
     _gather(books, books.root, asked.paths, reset)
     return msgspec.structs.replace(asked, reset=tuple(reset))
