@@ -15,6 +15,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -44,6 +45,7 @@ from flow.planner import Graph, Names, Run, prepare
 MAX_CLAIM = 200  # instances in one claim
 MAX_INSTANCES = 1_000  # instances driven at once
 SWEEP_S = 5.0
+LEAST_SWEEP_S = 0.5
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
 GRAPHS_KEPT = 256
 SUSPECT_S = 10.0  # who drove a suspect this long and lives is not killed by it at once
@@ -223,9 +225,16 @@ class Executor:
                 for due in await self._database.read(leases.due, self._max_instances):
                     if due.instance_id not in self._fences:
                         self._queue.wake(due.instance_id, due.priority)
+                pause = self._until_next(await self._database.read(leases.next_due))
             except StorageUnavailable as error:
                 log.warning("executor.sweep_failed", error=error.message)
-            await asyncio.sleep(SWEEP_S)
+                pause = SWEEP_S
+            await asyncio.sleep(pause)
+
+    def _until_next(self, due: datetime | None) -> float:
+        """How long the sweep may rest: timers beyond ``TIMER_HORIZON_S`` are met by it alone."""
+        seconds = (due - clock.now()).total_seconds() if due is not None else SWEEP_S
+        return min(SWEEP_S, max(LEAST_SWEEP_S, seconds))
 
     async def _renewing(self) -> None:
         while True:

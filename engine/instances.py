@@ -299,8 +299,10 @@ def _label_problems(labels: dict[str, str]) -> list[Problem]:
 
 def _status_after(status: InstanceStatus, event: e.AnyEvent) -> InstanceStatus:
     match event:
-        case e.InstanceStarted():
+        case e.InstanceStarted() | e.InstanceResumed() | e.InstanceReopened():
             return InstanceStatus.RUNNING
+        case e.InstancePaused():
+            return InstanceStatus.PAUSED
         case e.InstanceCompleted():
             return InstanceStatus.COMPLETED
         case e.InstanceFailed():

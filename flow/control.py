@@ -22,7 +22,7 @@ from flow.scopes import Loop, Scope, plain
 from flow.views import last_outputs
 
 if TYPE_CHECKING:
-    from flow.planner import Run
+    from flow.books import Books
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -35,7 +35,7 @@ class Refused(Exception):
         self.failure = failure
 
 
-def decide(run: Run, path: str, now: datetime) -> Action:
+def decide(run: Books, path: str, now: datetime) -> Action:
     """What a control node does that has just started (loops aside: they act by their iterations)."""
     try:
         return _decided(run, path, now)
@@ -45,7 +45,7 @@ def decide(run: Run, path: str, now: datetime) -> Action:
         return Fail(path, msgspec.structs.replace(refused.failure, node_id=path))
 
 
-def _decided(run: Run, path: str, now: datetime) -> Action:
+def _decided(run: Books, path: str, now: datetime) -> Action:
     node = run.node(path)
     input = run.input(path)
     names = run.names(path, input)
@@ -98,7 +98,7 @@ def answered(path: str, state: NodeState) -> Action:
             assert_never(state.answer)
 
 
-def expired(run: Run, path: str, state: NodeState) -> Action:
+def expired(run: Books, path: str, state: NodeState) -> Action:
     """What a waiting node does whose time is over."""
     match state.awaited:
         case e.Timer():
@@ -140,7 +140,7 @@ def _passed_on(input: Any) -> dict[str, Any]:
 # ---- loops ----------------------------------------------------------------------------------------------------
 
 
-def enter(run: Run, scope: Scope, id: str) -> Loop:
+def enter(run: Books, scope: Scope, id: str) -> Loop:
     """The loop, before its first iteration. Raises ExpressionError, Refused."""
     path = scope.prefix + id
     node = scope.graph.nodes[id]
@@ -190,7 +190,7 @@ def limit_reached(path: str, limit: int, what: str) -> Failure:
     return Failure("LOOP_LIMIT", Category.RESOURCE, message, path)
 
 
-def goes_on(run: Run, loop: Loop) -> bool:
+def goes_on(run: Books, loop: Loop) -> bool:
     """Whether the condition of a ``while`` loop asks for another iteration. Raises ExpressionError."""
     assert loop.condition is not None
     names = run.names(loop.path, loop.input) | {"index": loop.next, "last": loop.last}
@@ -209,7 +209,7 @@ def names_of(loop: Loop, index: int) -> dict[str, Any]:
     return names
 
 
-def iteration_output(run: Run, scope: Scope) -> Any:
+def iteration_output(run: Books, scope: Scope) -> Any:
     """What an iteration gives that went well. Raises ExpressionError."""
     loop = scope.loop
     assert loop is not None

@@ -160,9 +160,13 @@ class Snapshot:
                 self.pause = None
                 self.started_at = self.started_at or at
                 self.stepping = step
-                if stopped is not None and stopped.path is not None and stopped.phase is e.Phase.BEFORE:
-                    self.passed.add(stopped.path)
-                    self.alone = stopped.path if step else None
+                at_node = stopped.path if stopped is not None and stopped.phase is e.Phase.BEFORE else None
+                # Meanwhile a debugger may have given the node its output: then it does not start any more.
+                if at_node is not None and (
+                    at_node not in self.nodes or self.nodes[at_node].status is NodeStatus.PENDING
+                ):
+                    self.passed.add(at_node)
+                    self.alone = at_node if step else None
             case e.InstanceReopened(reset=reset):
                 self.completed_at = self.error = None
                 self.reopened_at = at

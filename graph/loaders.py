@@ -33,6 +33,9 @@ BATCH = 500
 #: The past of a version's nodes is taken from so many runs at most, and from so many nodes of them all together.
 PAST_RUNS, PAST_NODES = 50, 20_000
 PAST_KEPT, PAST_KEPT_S = 500, 60.0
+#: Versions never change, so what was read of them once holds.
+GRAPHS_KEPT = 100
+_graphs: WeakKeyDictionary[Engine, LRU[str, Graph]] = WeakKeyDictionary()
 _past: WeakKeyDictionary[Engine, LRU[str, tuple[float, dict[str, float]]]] = WeakKeyDictionary()
 
 
@@ -241,8 +244,15 @@ class Loaders:
         """A version's definition, prepared; None for a draft whose problems keep it from being one."""
 
         async def fetch(ids: list[str]) -> Sequence[Graph | None]:
-            versions, documents = await asyncio.gather(self.version.load_many(ids), self.document.load_many(ids))
-            return [_graph(version, document) for version, document in zip(versions, documents, strict=True)]
+            known = _graphs.setdefault(self.engine, LRU(GRAPHS_KEPT))
+            versions = await self.version.load_many(ids)  # also says whether it is the project's
+            found = {id: known.get(id) for id, version in zip(ids, versions, strict=True) if version is not None}
+            missing = [id for id, graph in found.items() if graph is None]
+            rows = {version.id: version for version in versions if version is not None}
+            for id, document in zip(missing, await self.document.load_many(missing), strict=True):
+                if (graph := _graph(rows[id], document)) is not None:
+                    found[id] = known[id] = graph
+            return [found.get(id) for id in ids]
 
         return DataLoader(fetch, max_batch_size=BATCH)
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 #: A node's input is put together from its sources' outputs; larger ones than this (in bytes, all together) are not.
 LARGEST_INPUT = 1024 * 1024
 MOST_LOG_LINES = 500
+#: Values that a debugger set, which are looked through for a node's input.
+MOST_VALUES = 1_000
 
 
 @strawberry.type(description="What became of one node in one run.")
@@ -110,8 +112,8 @@ class NodeExecution(Node):
         return node.retry.max if node else 0
 
     @derived(
-        "What the node gets or got: put together from the instance's input or its sources' outputs. "
-        "Null where it can't be told yet, or is larger than a megabyte."
+        "What the node gets or got: put together from the instance's input or its sources' outputs, "
+        "or set by a debugger. Null where it can't be told yet, in a loop's body, or if it is larger than a megabyte."
     )
     async def input(self, info: Info) -> JSON | None:
         """Derived, never stored."""
@@ -226,6 +228,13 @@ async def _input(info: Info, instance_id: str, node_id: str, path: str) -> Any:
     graph = await load.graph.load(row.version_id) if row is not None else None
     if row is None or graph is None or path != node_id or node_id not in graph.nodes:
         return None
+    given = [
+        recorded.event.value
+        for recorded in await load.events.load(Events(instance_id, 0, MOST_VALUES, "debug.value_set"))
+        if isinstance(recorded.event, e.ValueSet) and recorded.event.what == "input" and recorded.event.path == path
+    ]
+    if given:
+        return given[-1]
     edges = graph.incoming[node_id]
     if not edges:
         return row.input

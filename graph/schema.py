@@ -29,6 +29,7 @@ from graph.editing import WorkflowMutation
 from graph.events import KINDS
 from graph.forking import ForkMutation
 from graph.instances import InstanceQuery
+from graph.limiting import LimitMutation
 from graph.scalars import SCALARS
 from graph.server import ServerQuery
 from graph.starting import InstanceMutation
@@ -42,7 +43,9 @@ class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, Comparin
 
 
 @strawberry.type(description="Everything that can be done. Each answers a union: what was done, or why it was not.")
-class Mutation(WorkflowMutation, InstanceMutation, ControlMutation, ForkMutation, DebugMutation, BulkMutation):
+class Mutation(
+    WorkflowMutation, InstanceMutation, ControlMutation, ForkMutation, DebugMutation, BulkMutation, LimitMutation
+):
     """The fields are where their concepts are."""
 
 

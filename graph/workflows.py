@@ -57,6 +57,7 @@ class Workflow(Node):
     updated_at: datetime = field(description="When it was last changed.")
     updated_by: str | None = field(description="Who changed it last: a user's id.")
     deleted_at: datetime | None = field(description="When it was deleted, if it was.")
+    max_running: int | None = field(description="So many of its runs may be under way at once; null: any number.")
     change_seq: BigInt = field(description="The place of its newest change in the project's order of changes.")
     viewer_can_edit: bool = field(description="True when you may change it now.")
     viewer_can_run: bool = field(description="True when you may run it now.")
@@ -126,6 +127,7 @@ def workflow(row: lists.Record, actor: Actor) -> Workflow:
         updated_at=row.updated_at,
         updated_by=row.updated_by,
         deleted_at=row.deleted_at,
+        max_running=row.max_running,
         change_seq=row.change_seq,
         viewer_can_edit=status in _EDITABLE and actor.may(Permission.WORKFLOW_WRITE),
         viewer_can_run=status.runnable and actor.may(Permission.INSTANCE_RUN),

@@ -41,6 +41,12 @@ class Instance(Base):
         ),
         Index(None, "parent_id"),
         Index(
+            "ix_instances_suspect",
+            "lost_claims",
+            sqlite_where=text("lost_claims > 0"),
+            postgresql_where=text("lost_claims > 0"),
+        ),
+        Index(
             "ix_instances_running",
             "project_id",
             "workflow_id",

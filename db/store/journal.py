@@ -382,7 +382,7 @@ def _insert_new(
                 create.idempotency_key,
                 places[id(create)],
                 *((1, create.worker, until[create.lease_s]) if claimed else (0, None, None)),
-                *(_deadline(create) if gate is not None else None, 0),
+                *(_deadline(create) if gate is not None else None if claimed else create.created.at, 0),
                 *((parent.instance_id, parent.path) if (parent := created.parent) is not None else (None, None)),
                 parent.on_parent_end == "cancel" if parent is not None else None,
                 created.fork_of,
@@ -478,7 +478,7 @@ def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozense
     if consumed:
         connection.execute(delete(InboxItem).where(InboxItem.id.in_(consumed)))
     ended = [append.instance_id for append in appends if _ends(append)]
-    if ended:  # what came too late is read by nobody any more
+    if ended:  # a letter that came too late is none for a run that is let go on
         connection.execute(delete(InboxItem).where(InboxItem.instance_id.in_(ended)))
     released = [append.instance_id for append in appends if append.release]
     if not released:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, union_all, update
 
 from db.models import InboxItem, Instance
 from db.store.admission import rank
@@ -147,21 +147,18 @@ def expire_all(connection: Connection) -> int:
 
 
 def due(connection: Connection, limit: int) -> list[Due]:
-    """Instances to be woken: never claimed, their lease ran out, their time has come, or something lies in their inbox
-    that nobody was told of; urgent ones first.
+    """Instances to be woken: their lease ran out, or their time has come; the best rank first.
+
+    Those that only wait cost nothing here, however many they are: the index holds them at its other end.
     """
-    waiting = or_(
-        and_(Instance.owner.is_(None), Instance.lease_until.is_(None), Instance.status == "PENDING"),
-        and_(Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
-        and_(Instance.lease_until.is_(None), Instance.due_at.is_not(None), Instance.due_at <= db_now()),
-        and_(Instance.lease_until.is_(None), Instance.id.in_(select(InboxItem.instance_id))),
-    )
-    query = (
-        select(Instance.id, Instance.priority, Instance.created_at)
-        .where(Instance.completed_at.is_(None), Instance.gate.is_(None), waiting, _deaths < SUSPECT)
-        .order_by(rank())
-        .limit(limit)
-    )
+    free = and_(Instance.completed_at.is_(None), Instance.gate.is_(None), _deaths < SUSPECT)
+    columns = (Instance.id, Instance.priority, Instance.created_at, rank().label("rank"))
+    # Two ranges of one index: as one condition, SQLite would go through all who wait.
+    due = union_all(
+        select(*columns).where(free, Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
+        select(*columns).where(free, Instance.lease_until.is_(None), Instance.due_at <= db_now()),
+    ).subquery()
+    query = select(due.c.id, due.c.priority, due.c.created_at).order_by(due.c.rank, due.c.id).limit(limit)
     return [Due(*row) for row in connection.execute(query)]
 
 
@@ -169,7 +166,7 @@ def next_suspect(connection: Connection) -> str | None:
     """The suspect to try next: the one with the fewest deaths, so that the likeliest culprit comes last."""
     query = (
         select(Instance.id)
-        .where(Instance.completed_at.is_(None), _free(), _deaths >= SUSPECT)
+        .where(Instance.completed_at.is_(None), Instance.lost_claims > 0, _free(), _deaths >= SUSPECT)
         .where(or_(Instance.due_at.is_(None), Instance.due_at <= db_now()))
         .order_by(_deaths, Instance.created_at)
         .limit(1)
@@ -180,7 +177,10 @@ def next_suspect(connection: Connection) -> str | None:
 def next_due(connection: Connection) -> datetime | None:
     """The earliest instant at which an instance that nobody holds wants to be woken."""
     query = select(func.min(Instance.due_at)).where(
-        Instance.completed_at.is_(None), Instance.lease_until.is_(None), Instance.due_at.is_not(None)
+        Instance.completed_at.is_(None),
+        Instance.gate.is_(None),
+        Instance.lease_until.is_(None),
+        Instance.due_at.is_not(None),
     )
     return connection.execute(query).scalar()
 

@@ -277,6 +277,7 @@ WORKFLOWS = Listing(
     columns=(
         _W.id, _W.name, _W.display_name, _W.description, _W.scenario, _W.status, _W.tags, _W.current_version_id,
         _W.change_seq, _W.created_at, _W.created_by, _W.updated_at, _W.updated_by, _W.deleted_at, _W.deleted_by,
+        _W.max_running,
     ),
     fields={
         "id": _W.id, "name": _W.name, "display_name": _W.display_name, "description": _W.description,

@@ -214,7 +214,7 @@ def test_a_condition_that_cannot_be_evaluated_fails_the_node_behind_it() -> None
 
 def test_too_many_events_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the cap the run fails with EVENT_LIMIT and advice, and starts nothing more."""
-    monkeypatch.setattr("flow.planner.MAX_EVENTS", 6)
+    monkeypatch.setattr("flow.books.MAX_EVENTS", 6)
     run = Run("a>b").start("a")
     for _ in range(3):
         run.record(e.NodeLog("a", 1, "again"))

@@ -149,8 +149,8 @@ async def test_a_debugger_stops_looks_changes_and_goes_on(ask: Asker) -> None:
     snapshot = (await history(ask.engine, id))[-1].event
     assert isinstance(snapshot, e.InstanceCompleted)
     assert snapshot.output == {"n3": {"x": 9}}
-    outputs = 'query($id: ID!) { instance(id: $id) { nodeExecution(path: "n2") { output } } }'
-    assert (await ask(outputs, id=id))["instance"]["nodeExecution"]["output"] == {"x": 5}
+    values = 'query($id: ID!) { instance(id: $id) { nodeExecution(path: "n2") { input output } } }'
+    assert (await ask(values, id=id))["instance"]["nodeExecution"] == {"input": {"x": 5}, "output": {"x": 5}}
 
 
 async def test_the_whole_state_as_it_was(ask: Asker) -> None:
@@ -271,3 +271,58 @@ async def test_who_may_only_look_changes_nothing(ask: Asker) -> None:
     for name, fields in more.items():
         assert await send(viewer, name, id=id, **fields) == "PERMISSION_DENIED", name
         assert await send(stranger, name, id=id, **fields) == "NOT_FOUND", name
+
+
+async def test_a_run_that_waits_for_its_turn_says_for_which(ask: Asker) -> None:
+    """Behind a concurrency key or a limit its nodes are blocked by that, and by nothing else."""
+    text = """query($id: ID!) { instance(id: $id) { status nodeExecutions { nodes { blockedBy {
+      __typename ... on ConcurrencyKey { key limit } ... on Quota { of }
+    } } } } }"""
+
+    async def held(id: str) -> Any:
+        return (await ask(text, id=id))["instance"]["nodeExecutions"]["nodes"][0]["blockedBy"]
+
+    keyed = document([WAITS], name="keyed", concurrency={"key": "customer", "limit": 1})
+    first, second = [await started(ask.engine, keyed, input={"customer": "ada"}) for _ in range(2)]
+    await until(ask.engine, first, e.NodeWaiting)
+    assert await held(second) == [{"__typename": "ConcurrencyKey", "key": "ada", "limit": 1}]
+
+    limited = document([WAITS], name="limited")
+    first = await started(ask.engine, limited)
+    await until(ask.engine, first, e.NodeWaiting)
+    workflow = await ask.engine.workflows.named(LOCAL, "limited")
+    assert workflow is not None
+    limit = """mutation($id: ID!, $n: Int) { workflowLimitSet(input: {id: $id, maxRunning: $n}) {
+      ... on WorkflowLimitSetPayload { workflow { maxRunning } } ... on UserError { code }
+    } }"""
+    assert (await ask(limit, id=workflow.id, n=0))["workflowLimitSet"] == {"code": "VALIDATION_FAILED"}
+    assert (await ask(limit, id="wf-none", n=1))["workflowLimitSet"] == {"code": "NOT_FOUND"}
+    assert (await ask(limit, id=workflow.id, n=1))["workflowLimitSet"] == {"workflow": {"maxRunning": 1}}
+    second = await started(ask.engine, limited)
+    assert await held(second) == [{"__typename": "Quota", "of": "WORKFLOW"}]
+    await ask(limit, id=workflow.id, n=None)
+    await until(ask.engine, second, e.NodeWaiting)
+
+
+async def test_a_page_of_runs_costs_a_constant_number_of_statements(ask: Asker) -> None:
+    """What is told of waits, pauses, parents, forks and time is read for all runs of a page together."""
+    text = """query($n: Int) { instances(first: $n) { nodes {
+      status pauseReason pause { at } debug { stepping } parent { id } forkOf { id } children(first: 2) { totalCount }
+      progress { fraction } criticalPath { path } parentNode { path }
+      nodeExecutions(first: 5) { totalCount nodes { path cached waiting { __typename } blockedBy { __typename } } }
+    } } }"""
+    for _ in range(6):
+        id = await started(
+            ask.engine,
+            document([WAITS, {"id": "b", "type": "core/noop"}], [{"source": "a", "target": "b"}], name="page"),
+        )
+        await until(ask.engine, id, e.NodeWaiting)
+        await ask.engine.instances.pause(LOCAL, id)
+        await until(ask.engine, id, e.InstancePaused)
+    await ask(text, n=1)  # the past of the version's nodes is kept for a minute
+    counts = []
+    for n in (1, 6):
+        with ask.statements() as statements:
+            await ask(text, n=n)
+        counts.append(len(statements))
+    assert counts[0] == counts[1], counts

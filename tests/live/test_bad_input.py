@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphql import GraphQLInputObjectType, build_schema, get_named_type
+from graphql import GraphQLInputObjectType, GraphQLNonNull, Undefined, build_schema, get_named_type
 from websockets.exceptions import ConnectionClosed
 
 from tests.live.mischief import (
@@ -392,6 +392,8 @@ QUERIES = {
     "workflowVersion": "query ($id: ID!) { it: workflowVersion(id: $id) { id } }",
     "workflowDiff": "query ($id: ID!) { it: workflowDiff(from: $id, to: $id) { identical } }",
     "instance": "query ($id: ID!) { it: instance(id: $id) { id } }",
+    "instanceDiff": "query ($id: ID!) { it: instanceDiff(a: $id, b: $id) { __typename } }",
+    "debugEvaluate": 'query ($id: ID!) { it: debugEvaluate(instance: $id, expression: "a") { __typename } }',
 }
 IDS = {"id", "workflow", "version", "baseVersion"}
 SUBSCRIPTIONS = {
@@ -415,8 +417,17 @@ def mutations() -> dict[str, dict[str, Any]]:
             found[name] = {"workflow": {"id": "ID"}}
         elif ids:
             more = {"definition": {"json": flow("x", step("core/noop"))}} if "definition" in kind.fields else {}
-            found[name] = ids | more | ({"name": "other"} if "name" in kind.fields else {})
+            needed = {
+                key: SAMPLES.get(get_named_type(value.type).name, [])
+                for key, value in kind.fields.items()
+                if isinstance(value.type, GraphQLNonNull) and value.default_value is Undefined
+            }
+            found[name] = needed | ids | more | ({"name": "other"} if "name" in kind.fields else {})
     return found
+
+
+#: What mutations need besides ids; anything else that they need is a list.
+SAMPLES: dict[str, Any] = {"String": "a", "Boolean": True, "Int": 1, "JSON": None}
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN, ids=lambda text: text[:12])

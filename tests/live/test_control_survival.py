@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from tests.live.server import QueryFailed, Server
-from tests.live.test_survival import CREATE, START, oracle
+from tests.live.test_survival import CREATE, START, hold
 
 INSTANCES = 12
 ITEMS = 12

@@ -167,3 +167,22 @@ nodes:
     due = [r.event.due - r.at for r in told.events if isinstance(r.event, e.NodeRetrying)]
     assert [round(wait.total_seconds(), 2) for wait in due] == [0.01, 0.02]
     assert told.gave("flaky")["attempt"] == 3
+
+
+async def test_a_child_that_starts_its_parent_is_refused(tour: Tour) -> None:
+    """WORKFLOW_CYCLE: a workflow among its own ancestors would never end."""
+    text = "nodes: [{id: child, type: core/workflow, parameters: {workflow: ouroboros}}]"
+    started = await tour.engine.instances.start(LOCAL, workflow_id=await tour.store(text, "ouroboros"))
+    assert (await tour.end(started.instance_id)).code == "WORKFLOW_CYCLE"
+
+
+async def test_children_are_cancelled_with_their_parent(tour: Tour) -> None:
+    """Unless `on_parent_end: abandon` says otherwise."""
+    await tour.store("nodes: [{id: rest, type: core/delay, parameters: {duration: 1d}}]", "slow")
+    id = await tour.start("nodes: [{id: child, type: core/workflow, parameters: {workflow: slow}}]")
+    waiting = (await tour.until(id, e.NodeWaiting)).event
+    assert isinstance(waiting, e.NodeWaiting)
+    assert isinstance(waiting.awaited, e.ForChild)
+    await tour.engine.instances.cancel(LOCAL, id)
+    assert (await tour.end(id)).status == "CANCELED"
+    assert (await tour.end(waiting.awaited.instance_id)).status == "CANCELED"

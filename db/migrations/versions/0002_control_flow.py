@@ -12,7 +12,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add columns and one table; nothing that is there changes."""
+    """Add columns, indexes and one table."""
     op.add_column("projects", sa.Column("max_running", sa.Integer(), nullable=True))
     op.add_column("workflows", sa.Column("max_running", sa.Integer(), nullable=True))
     for column in (
@@ -26,6 +26,13 @@ def upgrade() -> None:
         sa.Column("gate", sa.String(length=16), nullable=True),
     ):
         op.add_column("instances", column)
+    # Whoever has not begun yet is due; from now on that is written with the instance.
+    op.execute(
+        "UPDATE instances SET due_at = created_at WHERE completed_at IS NULL AND lease_until IS NULL "
+        "AND status = 'PENDING' AND due_at IS NULL"
+    )
+    lost = sa.text("lost_claims > 0")
+    op.create_index("ix_instances_suspect", "instances", ["lost_claims"], sqlite_where=lost, postgresql_where=lost)
     op.create_index("ix_instances_parent_id", "instances", ["parent_id"])
     open_ = sa.text("completed_at IS NULL")
     op.create_index(
