@@ -166,6 +166,13 @@ class _Reins:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._grace, self._abandon)
 
+    def waits_again(self) -> None:
+        """The handler goes on. What cancelled it may have been a timeout or a scope of its own, which it took back."""
+        if self._timer is not None and self._task is not None and self._task.cancelling() <= self._before:
+            self._timer.cancel()
+            self._timer = None
+            self.stop.requested = False
+
     def settle(self) -> bool:
         """The handler is over: stop the clocks, take back our own cancellations. Whether somebody else cancelled us."""
         self._report = None
@@ -223,3 +230,4 @@ def _driven(handler: Coroutine[Any, None, T], reins: _Reins) -> Generator[Any, N
             awaited = handler.send(None) if thrown is None else handler.throw(thrown)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+        reins.waits_again()

@@ -62,7 +62,7 @@ def stale(conn: Connection, workflow: StoredWorkflow, base: StoredVersion) -> Co
     return Conflict(
         f"{workflow.name} has moved on from version {SemVer(*base.number)} to {number}. Nothing was overwritten: "
         "look at the current version and apply your change to it.",
-        path=("base_version_id",),
+        path=("input", "baseVersion"),
         base_version_id=base.id,
         base_version=str(SemVer(*base.number)),
         current_version_id=workflow.current_version_id,

@@ -127,7 +127,7 @@ class InstanceMutation:
         actor, engine = caller(info), info.context.engine
         if input.wait is not None and input.wait > LONGEST_WAIT:
             message = "`wait` can be 60 seconds at most; use a subscription to wait longer."
-            raise errors.Invalid([errors.Problem("/wait", "OUT_OF_RANGE", message)], path=("wait",))
+            raise errors.Invalid([errors.Problem("/wait", "OUT_OF_RANGE", message)], path=("input", "wait"))
         workflow_id, version_id = _given(input.workflow.id), _given(input.workflow.version)
         if version_id is not None:
             version = await info.context.load.version.load(version_id)
@@ -184,7 +184,7 @@ def _labels(given: list[LabelInput]) -> dict[str, str]:
     labels = {label.name: label.value for label in given}
     if len(labels) < len(given):
         message = "Each label's name can be given once."
-        raise errors.Invalid([errors.Problem("/labels", "DUPLICATE_KEY", message)], path=("labels",))
+        raise errors.Invalid([errors.Problem("/labels", "DUPLICATE_KEY", message)], path=("input", "labels"))
     return labels
 
 

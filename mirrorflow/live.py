@@ -201,8 +201,12 @@ def line(event: Event) -> str:
         parts.append(f"{data['done']:g}/{data['total']:g}" if data.get("total") else f"{data['done']:g}")
     if what == "skipped":
         parts.append(str(data["reason"]))
+    if data.get("level", "info") != "info":
+        parts.append(data["level"].upper())
     if message := data.get("message"):
         parts.append(message)
+    if what == "log":
+        parts += [f"{name}={value}" for name, value in (data.get("fields") or {}).items()]
     if error := data.get("error"):
         parts.append(f"{error['code']}: {error['message']}")
     return "  ".join(parts)

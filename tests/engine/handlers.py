@@ -84,6 +84,15 @@ async def loop_inner_cancel(ctx: Anything) -> Any:
     await inner
 
 
+@node("test/loop-own-timeout", title="Is cancelled by a timeout of its own, and works on")
+async def loop_own_timeout(ctx: Anything) -> Any:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+    await asyncio.sleep(ctx.parameters["seconds"])
+    return {"stopping": ctx.cancelled}
+
+
 @node("test/thread-gives", title="Gives what it is told")
 def thread_gives(ctx: Anything) -> Any:
     ctx.log.info("from a thread")

@@ -188,6 +188,12 @@ async def test_a_coroutine_that_ignores_cancellation_is_left_after_the_grace(run
     assert deaf.parameters["caught"] == 1
 
 
+async def test_a_timeout_of_the_handlers_own_is_no_reason_to_stop_it(runner: Runner) -> None:
+    """It may work on for longer than the grace: only a cancellation from outside begins it."""
+    outcome = await runner.run(call("loop-own-timeout", seconds=0.4), Heard())
+    assert outcome == Done({"stopping": False})
+
+
 @pytest.mark.parametrize("type", ["loop-hangs", "loop-ignores"])
 async def test_a_coroutine_is_stopped_at_its_timeout(runner: Runner, type: str) -> None:
     """The attempt ends with NODE_TIMEOUT, and the caller's task is not left cancelled."""
