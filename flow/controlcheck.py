@@ -92,6 +92,16 @@ def _cases(parameters: dict[str, Any], pointer: str, problems: Problems) -> Iter
             yield from _expression(case["when"], f"{at}/when", problems)
 
 
+def branches(node: dict[str, Any]) -> list[str]:
+    """The branches that a condition has; none for another node."""
+    if node.get("type") != "core/condition":
+        return []
+    parameters = node.get("parameters", {})
+    cases = parameters.get("cases")
+    names = [case.get("name") for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
+    return [name for name in (*names, parameters.get("default")) if isinstance(name, str)]
+
+
 def _expression(text: str, pointer: str, problems: Problems) -> Iterator[tuple[str, Expression]]:
     expression = check_condition(text, pointer, problems)
     if expression is not None:

@@ -6,6 +6,7 @@ Every check looks at the whole draft and tells all it finds; none stops the othe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -131,12 +132,23 @@ def _check_types(draft: Draft, types: Mapping[str, TypeInfo], problems: Problems
 # ---- expressions ----------------------------------------------------------------------------------------------
 
 
+#: How an edge asks for a branch, by `case` or written out.
+_BRANCH = re.compile(r"branch == '((?:[^'\\]|\\.)*)'")
+
+
 def _check_edges(draft: Draft, problems: Problems) -> None:
+    branches = {node["id"]: controlcheck.branches(node) for node in draft.nodes if node is not None and "id" in node}
     for place, edge in enumerate(draft.edges):
         if edge is None:
             continue
         if (condition := edge.get("condition")) is not None:
             check_condition(condition, f"/edges/{place}/condition", problems)
+            known, asked = branches.get(edge.get("source", "")), _BRANCH.fullmatch(condition)
+            if known and asked is not None and (name := asked[1].replace("\\'", "'")) not in known:
+                message = (
+                    f"There is no case {shown(name)}; there are {listed(known)}.{problems.did_you_mean(name, known)}"
+                )
+                problems.add(f"/edges/{place}/condition", ProblemCode.UNKNOWN_VALUE, message)
         if edge.get("mapping"):
             check_mapping(edge["mapping"], f"/edges/{place}/mapping", problems)
 

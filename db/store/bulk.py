@@ -82,6 +82,15 @@ def select_in(
     return found
 
 
+def delete_in(connection: Connection, table: Table, key: str, values: Sequence[str]) -> None:
+    """Delete the rows whose ``key`` is among ``values``, which are text."""
+    start = 0
+    for size in _sizes(len(values), 1):
+        wanted = ", ".join(f"${i + 1}" for i in range(size))
+        execute(connection, f"DELETE FROM {table.name} WHERE {key} IN ({wanted})", values[start : start + size])
+        start += size
+
+
 @lru_cache(maxsize=256)
 def _select(table: Table, columns: tuple[str, ...], key: str, size: int, lock: bool) -> str:
     wanted = ", ".join(f"${i + 1}" for i in range(size))

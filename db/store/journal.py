@@ -479,7 +479,7 @@ def _settle_inbox(connection: Connection, appends: Sequence[Append]) -> frozense
         connection.execute(delete(InboxItem).where(InboxItem.id.in_(consumed)))
     ended = [append.instance_id for append in appends if _ends(append)]
     if ended:  # a letter that came too late is none for a run that is let go on
-        connection.execute(delete(InboxItem).where(InboxItem.instance_id.in_(ended)))
+        bulk.delete_in(connection, _INBOX, "instance_id", ended)
     released = [append.instance_id for append in appends if append.release]
     if not released:
         return frozenset()

@@ -269,3 +269,18 @@ def test_an_edge_follows_a_branch_by_its_case() -> None:
     assert found.edges[0].condition == "branch == 'it\\'s'"
     run = Run(found).finish("a", {"branch": "it's"})
     assert run.starts() == {"b"}
+
+
+def test_an_edge_that_asks_for_a_branch_that_is_none_is_a_problem() -> None:
+    """It would never be followed."""
+    types = {name: TypeInfo(name, {"type": "object"}) for name in ("core/noop", "core/condition")}
+    cases = [{"name": "big", "when": "size > `1`"}]
+    document = {
+        "name": "test",
+        "triggers": [{"type": "manual"}],
+        "nodes": [{"id": "if", "type": "core/condition", "parameters": {"cases": cases}}, {"id": "b", **NOOP}],
+        "edges": [{"source": "if", "target": "b", "case": "bigg"}],
+    }
+    _, (problem,) = documents.read(document, types)
+    assert (problem.pointer, problem.code) == ("/edges/0/case", "UNKNOWN_VALUE")
+    assert "Did you mean 'big'?" in problem.message
