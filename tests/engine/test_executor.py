@@ -278,10 +278,10 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(engine: Engine) -> No
 
 async def test_every_subscriber_sees_the_same(engine: Engine) -> None:
     """Early, late, from the middle, slow: the same sequence without gap or duplicate."""
-    entered, go = gate("watched")
+    entered, go = gate("watched-in-engine")
     definition = chain("test/talk", "test/gate", "test/talk")
     definition["nodes"][0]["parameters"] = {"lines": 400}
-    definition["nodes"][1]["parameters"] = {"gate": "watched"}
+    definition["nodes"][1]["parameters"] = {"gate": "watched-in-engine"}
     definition["nodes"][2]["parameters"] = {"lines": 900}
     id = await started(engine, definition)
 

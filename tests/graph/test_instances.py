@@ -212,8 +212,8 @@ async def test_cancelling_stops_a_run_once(ask: Asker) -> None:
         __typename ... on InstanceCancelPayload { instance { id viewerCanCancel } } ... on UserError { code }
       } }
     """
-    entered, _ = gate("cancelled")
-    id = await started(ask.engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "cancelled"}}]))
+    entered, _ = gate("cancelled-over-graphql")
+    id = await started(ask.engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "cancelled-over-graphql"}}]))
     await entered.wait()
     assert (await ask(cancel, id=id))["instanceCancel"]["__typename"] == "InstanceCancelPayload"
     await history(ask.engine, id)
