@@ -213,7 +213,9 @@ async def test_cancelling_stops_a_run_once(ask: Asker) -> None:
       } }
     """
     entered, _ = gate("cancelled-over-graphql")
-    id = await started(ask.engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "cancelled-over-graphql"}}]))
+    id = await started(
+        ask.engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "cancelled-over-graphql"}}])
+    )
     await entered.wait()
     assert (await ask(cancel, id=id))["instanceCancel"]["__typename"] == "InstanceCancelPayload"
     await history(ask.engine, id)
