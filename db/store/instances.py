@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from db.models import EventRow, InboxItem, Instance
 from flow import events as e
@@ -70,13 +70,6 @@ def histories(connection: Connection, instance_ids: Sequence[str]) -> dict[str, 
     for id, seq, at, data, change_seq in connection.execute(query):
         found[id].append(e.Recorded(seq, at, e.decode(data), change_seq))
     return found
-
-
-def post(connection: Connection, instance_id: str, event: e.Event, at: datetime) -> None:
-    """Put an event into the instance's inbox, for its holder to make history of."""
-    connection.execute(
-        insert(InboxItem).values(instance_id=instance_id, data=msgspec.to_builtins(event), created_at=at)
-    )
 
 
 def inbox(connection: Connection, instance_ids: Sequence[str]) -> dict[str, list[Letter]]:

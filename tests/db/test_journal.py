@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select, text
 
 from db.models import Artifact, EventRow, Instance, NodeExecution
 from db.session import Database
-from db.store import access, changes, instances, leases
+from db.store import access, changes, instances, leases, letters
 from db.store import workflows as workflows_store
 from db.store.journal import Append, Committed, Create, Exists, Lost, NewArtifact, Stale, commit, instance_row, node_row
 from db.store.workflows import StoredVersion, StoredWorkflow
@@ -380,13 +380,13 @@ async def test_letters_are_kept_in_order_until_they_are_dealt_with(database: Dat
     made = create()
     await database.write(commit, [made])
     for reason in ("one", "two"):
-        await database.write(instances.post, "inst-1", e.CancelRequested(reason=reason), AT)
-    letters = (await database.read(instances.inbox, ["inst-1"]))["inst-1"]
-    assert [letter.event for letter in letters] == [e.CancelRequested(reason="one"), e.CancelRequested(reason="two")]
-    taken = append(made, STARTED, letters[0].event, consumed=[letters[0].id], release=True)
+        await database.write(letters.put, "inst-1", e.CancelRequested(reason=reason), AT)
+    lying = (await database.read(instances.inbox, ["inst-1"]))["inst-1"]
+    assert [letter.event for letter in lying] == [e.CancelRequested(reason="one"), e.CancelRequested(reason="two")]
+    taken = append(made, STARTED, lying[0].event, consumed=[lying[0].id], release=True)
     assert await database.write(commit, [taken]) == [Committed(3, more=True)]
     left = await database.read(instances.inbox, ["inst-1"])
-    assert [letter.id for letter in left["inst-1"]] == [letters[1].id]
+    assert [letter.id for letter in left["inst-1"]] == [lying[1].id]
 
 
 async def test_an_instance_of_another_project_has_no_status(database: Database) -> None:
@@ -403,7 +403,7 @@ async def test_a_workflow_goes_with_its_instances(database: Database) -> None:
     made = [create(str(n)) for n in range(5)]
     await database.write(commit, made)
     await database.write(commit, [append(one, STARTED, NODE_STARTED) for one in made])
-    await database.write(instances.post, "inst-1", e.CancelRequested(), AT)
+    await database.write(letters.put, "inst-1", e.CancelRequested(), AT)
     assert await database.read(workflows_store.open_instances, "wf-1") == 5
     assert await database.write(workflows_store.delete_instances, "wf-1", 3) == 3
     assert await database.write(workflows_store.delete_instances, "wf-1", 3) == 2

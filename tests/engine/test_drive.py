@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from db.store import instances as store
+from db.store import letters
 from engine import clock
 from engine.access import LOCAL
 from engine.engine import Engine
@@ -141,7 +142,7 @@ async def test_a_letter_that_nobody_was_told_of_is_found(tmp_path: Path) -> None
         id = await started(engine, document([flaky]))
         await until(engine, id, e.NodeRetrying)
         await asyncio.gather(*engine.executor._driving)
-        await engine.database.write(store.post, id, e.CancelRequested(), clock.now())
+        await engine.database.write(letters.put, id, e.CancelRequested(), clock.now())
     async with engine_on(tmp_path) as engine:
         assert types(await history(engine, id))[-1] == "instance.canceled"
 
