@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +38,7 @@ READER_THREADS = 4
 BUSY_TIMEOUT_S = 3.0  # of one transaction; a request that waits behind two of them is answered within its 10 s
 
 
-class Database:
+class Database(ABC):
     """A place to read and write. Make one with ``connect``; close it with ``close``.
 
     ``read`` and ``write`` raise StorageUnavailable when the database is locked, full, gone or no database;
@@ -46,17 +47,17 @@ class Database:
 
     dialect: str
 
+    @abstractmethod
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The answer of ``query(connection, …)``, on one consistent snapshot."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def write(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``change(connection, …)`` in one transaction and commit; any exception rolls it back."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def close(self) -> None:
         """Give back every connection and thread."""
-        raise NotImplementedError
 
 
 def connect(url: str, *, synchronous: str = "NORMAL") -> Database:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from db.session import Database
-from db.store import admission, leases, letters, lists
+from db.store import admission, keyset, leases, letters, lists
 from db.store import instances as store
 from db.store.journal import Append, Committed, instance_row, node_row
-from db.store.lists import Filter, Slice
+from db.store.keyset import Filter, Slice
 from engine import clock
 from engine.access import Actor, Permission
 from engine.executor import Executor
@@ -307,7 +307,7 @@ class Controls:
     async def _matching(self, actor: Actor, where: Filter) -> tuple[list[str], bool]:
         """The ids are gathered before anything is done, since what is done may change what matches."""
         part = Slice("CREATED", limit=MAX_BULK)
-        page = await self._database.read(lists.page, lists.INSTANCE_IDS, actor.project_id, where, part)
+        page = await self._database.read(keyset.page, lists.INSTANCE_IDS, actor.project_id, where, part)
         return [row.id for row in page.rows], page.more
 
 

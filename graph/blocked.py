@@ -10,7 +10,7 @@ import msgspec
 import strawberry
 from strawberry import field
 
-from db.store import lists
+from db.store import keyset
 from engine.access import Actor
 from flow import blocked, states
 from flow import events as e
@@ -167,7 +167,7 @@ async def blocked_by(info: Info, instance_id: str, path: str, state: NodeState |
     return [reason(each, actor) for each in held]
 
 
-def _gate(row: lists.Record) -> blocked.ConcurrencyKey | blocked.Quota | None:
+def _gate(row: keyset.Record) -> blocked.ConcurrencyKey | blocked.Quota | None:
     if row.gate is None:
         return None
     if row.gate == "KEY":
@@ -183,7 +183,7 @@ def graph_at(graph: Graph, path: str) -> Graph | None:
         return None
 
 
-def slim_state(row: lists.Record) -> NodeState:
+def slim_state(row: keyset.Record) -> NodeState:
     """How a node stands, without what it gave."""
     said: Any = row.progress
     progress = None

@@ -9,7 +9,7 @@ import msgspec
 import strawberry
 from strawberry import argument, field
 
-from db.store import lists
+from db.store import keyset
 from engine.access import Permission
 from flow import compare, errors, versions
 from flow import events as e
@@ -116,14 +116,14 @@ class ComparingQuery:
         )
 
 
-def _state(row: lists.Record) -> NodeState:
+def _state(row: keyset.Record) -> NodeState:
     state = slim_state(row)
     state.output = row.output
     state.artifact = None if row.output_artifact is None else msgspec.convert(row.output_artifact, e.Artifact)
     return state
 
 
-def _output(row: lists.Record) -> object:
+def _output(row: keyset.Record) -> object:
     """A large output is compared by its hash."""
     return row.output if row.output_artifact is None else {"sha256": row.output_artifact["sha256"]}
 

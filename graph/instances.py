@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 from strawberry import UNSET, argument, field
 
-from db.store import lists
+from db.store import keyset, lists
 from engine import clock
 from engine.access import Actor, Permission
 from engine.instances import Started
@@ -240,13 +240,13 @@ class Instance(Node):
         """By loader."""
         asked = part(lists.CHILDREN, "CREATED", True, first, after, last, before)
         load, actor = info.context.load, caller(info)
-        page = await load.children_of.load(Part(self.id, lists.EVERY, asked))
+        page = await load.children_of.load(Part(self.id, keyset.EVERY, asked))
         return connection(
             lists.CHILDREN,
             asked,
             page,
             lambda row: instance(row, actor),
-            lambda: load.child_count.load(Counted(self.id, lists.EVERY)),
+            lambda: load.child_count.load(Counted(self.id, keyset.EVERY)),
         )
 
     @derived("The instance that it was forked from, if it was.")
@@ -317,7 +317,7 @@ class Instance(Node):
         if row is not None:
             return execution(row, caller(info))
         graph = None if self.status.terminal else await info.context.load.graph.load(self.version_id)
-        found = [] if graph is None else pending(self.id, graph, (), lists.Compare("path", "eq", path))
+        found = [] if graph is None else pending(self.id, graph, (), keyset.Compare("path", "eq", path))
         return execution(found[0], caller(info)) if found else None
 
     @derived("The whole instance as it was right after its event `seq`; null if it has none of that number.")
@@ -404,7 +404,7 @@ def as_created(started: Started, idempotency_key: str | None, actor: Actor) -> I
     )
 
 
-def instance(row: lists.Record, actor: Actor) -> Instance:
+def instance(row: keyset.Record, actor: Actor) -> Instance:
     """The row as the schema shows it."""
     status = states.InstanceStatus(row.status)
     may_run = actor.may(Permission.INSTANCE_RUN)
@@ -522,11 +522,11 @@ class InstanceQuery:
         asked = part(lists.INSTANCES, order, direction == "DESC", first, after, last, before)
         wanted = filter_of(where)
         actor, db = caller(info), info.context.engine.database
-        page = await db.read(lists.page, lists.INSTANCES, actor.project_id, wanted, asked)
+        page = await db.read(keyset.page, lists.INSTANCES, actor.project_id, wanted, asked)
         return connection(
             lists.INSTANCES,
             asked,
             page,
             lambda row: instance(row, actor),
-            lambda: db.read(lists.count, lists.INSTANCES, actor.project_id, wanted),
+            lambda: db.read(keyset.count, lists.INSTANCES, actor.project_id, wanted),
         )

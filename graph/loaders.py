@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 from strawberry.dataloader import DataLoader
 
-from db.store import lists
+from db.store import keyset, lists
 from engine import clock
 from engine.engine import Engine
 from engine.lru import LRU
@@ -43,15 +43,15 @@ class Part(NamedTuple):
     """A page of what belongs to one parent."""
 
     parent: str
-    where: lists.Filter
-    slice: lists.Slice
+    where: keyset.Filter
+    slice: keyset.Slice
 
 
 class Counted(NamedTuple):
     """How much belongs to one parent."""
 
     parent: str
-    where: lists.Filter
+    where: keyset.Filter
 
 
 class Events(NamedTuple):
@@ -72,12 +72,12 @@ class Loaders:
         self.project_id = project_id
 
     @cached_property
-    def workflow(self) -> DataLoader[str, lists.Record | None]:
+    def workflow(self) -> DataLoader[str, keyset.Record | None]:
         """A workflow's row by id."""
         return self._by_id(lists.workflows)
 
     @cached_property
-    def version(self) -> DataLoader[str, lists.Record | None]:
+    def version(self) -> DataLoader[str, keyset.Record | None]:
         """A version's row by id, without the definition."""
         return self._by_id(lists.versions)
 
@@ -87,7 +87,7 @@ class Loaders:
         return self._by_id(lists.definitions)
 
     @cached_property
-    def instance(self) -> DataLoader[str, lists.Record | None]:
+    def instance(self) -> DataLoader[str, keyset.Record | None]:
         """An instance's row by id."""
         return self._by_id(lists.instances)
 
@@ -103,30 +103,30 @@ class Loaders:
         return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
-    def node(self) -> DataLoader[tuple[str, str], lists.Record | None]:
+    def node(self) -> DataLoader[tuple[str, str], keyset.Record | None]:
         """A node execution's row by instance and path. The caller has made sure that the instance is the project's."""
 
-        async def fetch(keys: list[tuple[str, str]]) -> Sequence[lists.Record | None]:
+        async def fetch(keys: list[tuple[str, str]]) -> Sequence[keyset.Record | None]:
             found = await self.engine.database.read(lists.nodes, keys)
             return [found.get(key) for key in keys]
 
         return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
-    def state(self) -> DataLoader[tuple[str, str], lists.Record | None]:
+    def state(self) -> DataLoader[tuple[str, str], keyset.Record | None]:
         """How a node of an instance stands, by instance and path, without what it gave."""
 
-        async def fetch(keys: list[tuple[str, str]]) -> Sequence[lists.Record | None]:
+        async def fetch(keys: list[tuple[str, str]]) -> Sequence[keyset.Record | None]:
             found = await self.engine.database.read(lists.node_states, keys)
             return [found.get(key) for key in keys]
 
         return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
-    def outer(self) -> DataLoader[str, lists.Rows]:
+    def outer(self) -> DataLoader[str, keyset.Rows]:
         """How the nodes of an instance stand that have begun, those in loops' bodies left out."""
 
-        async def fetch(ids: list[str]) -> Sequence[lists.Rows]:
+        async def fetch(ids: list[str]) -> Sequence[keyset.Rows]:
             found = await self.engine.database.read(lists.outer_states, ids)
             return [found[id] for id in ids]
 
@@ -164,10 +164,10 @@ class Loaders:
         return medians
 
     @cached_property
-    def outcomes(self) -> DataLoader[str, lists.Rows]:
+    def outcomes(self) -> DataLoader[str, keyset.Rows]:
         """What every node of an instance came to."""
 
-        async def fetch(ids: list[str]) -> Sequence[lists.Rows]:
+        async def fetch(ids: list[str]) -> Sequence[keyset.Rows]:
             found = await self.engine.database.read(lists.outputs, ids)
             return [found[id] for id in ids]
 
@@ -184,7 +184,7 @@ class Loaders:
         return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
-    def versions_of(self) -> DataLoader[Part, lists.Page]:
+    def versions_of(self) -> DataLoader[Part, keyset.Page]:
         """A page of a workflow's versions."""
         return self._pages(lists.VERSIONS)
 
@@ -194,7 +194,7 @@ class Loaders:
         return self._counts(lists.VERSIONS)
 
     @cached_property
-    def instances_of(self) -> DataLoader[Part, lists.Page]:
+    def instances_of(self) -> DataLoader[Part, keyset.Page]:
         """A page of a workflow's instances."""
         return self._pages(lists.INSTANCES)
 
@@ -204,7 +204,7 @@ class Loaders:
         return self._counts(lists.INSTANCES)
 
     @cached_property
-    def children_of(self) -> DataLoader[Part, lists.Page]:
+    def children_of(self) -> DataLoader[Part, keyset.Page]:
         """A page of an instance's children."""
         return self._pages(lists.CHILDREN)
 
@@ -214,7 +214,7 @@ class Loaders:
         return self._counts(lists.CHILDREN)
 
     @cached_property
-    def nodes_of(self) -> DataLoader[Part, lists.Page]:
+    def nodes_of(self) -> DataLoader[Part, keyset.Page]:
         """A page of an instance's node executions."""
         return self._pages(lists.NODES)
 
@@ -263,34 +263,34 @@ class Loaders:
 
         return DataLoader(fetch, max_batch_size=BATCH)
 
-    def _pages(self, listing: lists.Listing) -> DataLoader[Part, lists.Page]:
-        async def fetch(keys: list[Part]) -> Sequence[lists.Page]:
-            groups: defaultdict[tuple[lists.Filter, lists.Slice], list[str]] = defaultdict(list)
+    def _pages(self, listing: keyset.Listing) -> DataLoader[Part, keyset.Page]:
+        async def fetch(keys: list[Part]) -> Sequence[keyset.Page]:
+            groups: defaultdict[tuple[keyset.Filter, keyset.Slice], list[str]] = defaultdict(list)
             for parent, where, part in keys:
                 groups[where, part].append(parent)
-            found: dict[Part, lists.Page] = {}
+            found: dict[Part, keyset.Page] = {}
             for (where, part), parents in groups.items():
-                answer = await self.engine.database.read(lists.pages, listing, parents, where, part)
+                answer = await self.engine.database.read(keyset.pages, listing, parents, where, part)
                 found |= {Part(parent, where, part): page for parent, page in answer.items()}
             return [found[key] for key in keys]
 
         return DataLoader(fetch, max_batch_size=BATCH)
 
-    def _counts(self, listing: lists.Listing) -> DataLoader[Counted, int]:
+    def _counts(self, listing: keyset.Listing) -> DataLoader[Counted, int]:
         async def fetch(keys: list[Counted]) -> Sequence[int]:
-            groups: defaultdict[lists.Filter, list[str]] = defaultdict(list)
+            groups: defaultdict[keyset.Filter, list[str]] = defaultdict(list)
             for parent, where in keys:
                 groups[where].append(parent)
             found: dict[Counted, int] = {}
             for where, parents in groups.items():
-                answer = await self.engine.database.read(lists.counts, listing, parents, where)
+                answer = await self.engine.database.read(keyset.counts, listing, parents, where)
                 found |= {Counted(parent, where): number for parent, number in answer.items()}
             return [found[key] for key in keys]
 
         return DataLoader(fetch, max_batch_size=BATCH)
 
 
-def _graph(version: lists.Record | None, document: dict[str, Any] | None) -> Graph | None:
+def _graph(version: keyset.Record | None, document: dict[str, Any] | None) -> Graph | None:
     if version is None or document is None or version.problems:
         return None
     # It was checked when it was stored, in its canonical form: nothing but types is to be read.

@@ -10,7 +10,7 @@ import msgspec
 import strawberry
 from strawberry import UNSET, argument, field
 
-from db.store import lists
+from db.store import keyset
 from engine.access import Actor
 from engine.nodes.contract import NodeType as EngineNodeType
 from engine.nodes.contract import Placement
@@ -164,7 +164,7 @@ def split_id(id: str) -> tuple[str, str] | None:
     return (f"inst-{body}", path) if dot and id.startswith("node-") else None
 
 
-def execution(row: lists.Record | Pending, actor: Actor) -> NodeExecution:
+def execution(row: keyset.Record | Pending, actor: Actor) -> NodeExecution:
     """The row as the schema shows it."""
     done = row.progress
     waits = stored_awaited(row.awaited)
@@ -203,7 +203,7 @@ def iteration(path: str) -> int | None:
     return int(number) if loop.endswith("]") and number.isdecimal() else None
 
 
-def _standing(row: lists.Record, waits: e.Awaited | None) -> NodeState:
+def _standing(row: keyset.Record, waits: e.Awaited | None) -> NodeState:
     state = slim_state(row)
     state.due, state.error, state.awaited = row.due_at, _flow_failure(row.error), waits
     return state
@@ -250,7 +250,7 @@ async def _input(info: Info, instance_id: str, node_id: str, path: str) -> Any:
         return None
 
 
-async def _state(info: Info, row: lists.Record) -> NodeState:
+async def _state(info: Info, row: keyset.Record) -> NodeState:
     output = row.output
     if row.output_artifact:
         output = await artifact_json(info.context.engine, row.output_artifact)

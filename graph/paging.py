@@ -18,8 +18,8 @@ import msgspec
 import strawberry
 from strawberry import UNSET, argument, field
 
-from db.store import lists
-from db.store.lists import Listing, Slice
+from db.store import keyset
+from db.store.keyset import Listing, Slice
 from flow.errors import WorkflowError
 from graph.objects import derived
 
@@ -104,8 +104,8 @@ def part(
 def connection(
     listing: Listing,
     part: Slice,
-    page: lists.Page,
-    make: Callable[[lists.Record], T],
+    page: keyset.Page,
+    make: Callable[[keyset.Record], T],
     count: Callable[[], Awaitable[int]],
 ) -> Connection[T]:
     """The page as the schema shows it."""
@@ -126,12 +126,14 @@ def connection(
     )
 
 
-def _write(listing: Listing, order: str, row: lists.Record) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode([order, *lists.key(listing, order, row)])).rstrip(b"=").decode()
+def _write(listing: Listing, order: str, row: keyset.Record) -> str:
+    return (
+        base64.urlsafe_b64encode(msgspec.json.encode([order, *keyset.key(listing, order, row)])).rstrip(b"=").decode()
+    )
 
 
-def _read(listing: Listing, order: str, cursor: str, argument: str) -> lists.Key:
-    kinds = lists.key_types(listing, order)
+def _read(listing: Listing, order: str, cursor: str, argument: str) -> keyset.Key:
+    kinds = keyset.key_types(listing, order)
     try:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         kept = msgspec.json.decode(raw, type=list[Any])
@@ -196,38 +198,38 @@ class DateTimeFilter:
     lte: datetime | None = field(default=UNSET, description="Is then or earlier.")
 
 
-_OPS: dict[str, lists.Op] = {"eq": "eq", "in_": "in", "contains": "contains", "gte": "gte", "lte": "lte"}
+_OPS: dict[str, keyset.Op] = {"eq": "eq", "in_": "in", "contains": "contains", "gte": "gte", "lte": "lte"}
 
 
-def where(given: object | None) -> lists.Filter:
+def where(given: object | None) -> keyset.Filter:
     """The filter that a ``where`` input asks for. Raises WorkflowError BAD_FILTER if it is too large."""
     if given is None:
-        return lists.EVERY
+        return keyset.EVERY
     budget = [FILTER_SIZE]
     return _group(given, budget, 0)
 
 
-def _group(given: object, budget: list[int], depth: int) -> lists.Filter:
+def _group(given: object, budget: list[int], depth: int) -> keyset.Filter:
     if depth > FILTER_DEPTH:
         raise refuse("BAD_FILTER", f"A filter can be nested {FILTER_DEPTH} levels deep at most.", "where")
-    parts: list[lists.Filter] = []
+    parts: list[keyset.Filter] = []
     for each in dataclasses.fields(cast(Any, given)):
         value = getattr(given, each.name)
         if value is None or value is UNSET:
             continue
         match each.name:
             case "and_":
-                parts.append(lists.All(tuple(_group(inner, budget, depth + 1) for inner in value)))
+                parts.append(keyset.All(tuple(_group(inner, budget, depth + 1) for inner in value)))
             case "or_":
-                parts.append(lists.Either(tuple(_group(inner, budget, depth + 1) for inner in value)))
+                parts.append(keyset.Either(tuple(_group(inner, budget, depth + 1) for inner in value)))
             case "not_":
-                parts.append(lists.Not(_group(value, budget, depth + 1)))
+                parts.append(keyset.Not(_group(value, budget, depth + 1)))
             case name:
                 parts.extend(_comparisons(name, value, budget))
-    return parts[0] if len(parts) == 1 else lists.All(tuple(parts))
+    return parts[0] if len(parts) == 1 else keyset.All(tuple(parts))
 
 
-def _comparisons(name: str, given: object, budget: list[int]) -> list[lists.Compare]:
+def _comparisons(name: str, given: object, budget: list[int]) -> list[keyset.Compare]:
     found = []
     for each in dataclasses.fields(cast(Any, given)):
         value = getattr(given, each.name)
@@ -240,7 +242,7 @@ def _comparisons(name: str, given: object, budget: list[int]) -> list[lists.Comp
             if len(value) > FILTER_VALUES:
                 raise refuse("BAD_FILTER", f"`in` takes {FILTER_VALUES} values at most.", "where", name, "in")
             value = tuple(_plain(item) for item in value)
-        found.append(lists.Compare(name, _OPS[each.name], _plain(value)))
+        found.append(keyset.Compare(name, _OPS[each.name], _plain(value)))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from db.store import lists
+from db.store import keyset
 from flow.graph import Graph
 
 #: Behind every ordinal that a row can have.
@@ -39,7 +39,7 @@ class Pending:
     cached: bool = False
 
 
-def pending(instance_id: str, graph: Graph, begun: lists.Rows, where: lists.Filter = lists.EVERY) -> list[Pending]:
+def pending(instance_id: str, graph: Graph, begun: keyset.Rows, where: keyset.Filter = keyset.EVERY) -> list[Pending]:
     """The outer nodes that have not begun and match, in the definition's order; bodies of loops are not looked into."""
     known = {row.path for row in begun}
     rows = [
@@ -50,7 +50,7 @@ def pending(instance_id: str, graph: Graph, begun: lists.Rows, where: lists.Filt
     return [row for row in rows if matches(where, row)]
 
 
-def joined(page: lists.Page, part: lists.Slice, waiting: list[Pending]) -> lists.Page:
+def joined(page: keyset.Page, part: keyset.Slice, waiting: list[Pending]) -> keyset.Page:
     """The page with the nodes that have not begun behind those that have."""
     shown = {row.path for row in page.rows}
     behind = [
@@ -62,22 +62,22 @@ def joined(page: lists.Page, part: lists.Slice, waiting: list[Pending]) -> lists
     ]
     rows: list[Any] = [*page.rows, *behind]
     if part.backward:
-        return lists.Page(rows[-part.limit :], page.more or len(rows) > part.limit)
+        return keyset.Page(rows[-part.limit :], page.more or len(rows) > part.limit)
     if page.more:
         return page
-    return lists.Page(rows[: part.limit], len(rows) > part.limit)
+    return keyset.Page(rows[: part.limit], len(rows) > part.limit)
 
 
-def matches(where: lists.Filter, row: Pending) -> bool:
+def matches(where: keyset.Filter, row: Pending) -> bool:
     """Whether the row passes the filter, as SQL would have it."""
     match where:
-        case lists.All(parts):
+        case keyset.All(parts):
             return all(matches(part, row) for part in parts)
-        case lists.Either(parts):
+        case keyset.Either(parts):
             return any(matches(part, row) for part in parts)
-        case lists.Not(part):
+        case keyset.Not(part):
             return not matches(part, row)
-        case lists.Compare(field, op, value):
+        case keyset.Compare(field, op, value):
             have = getattr(row, field)
             match op:
                 case "eq":

@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar, cast
 import strawberry
 from strawberry import argument, field
 
-from db.store import lists
+from db.store import keyset, lists
 from engine.access import Permission
 from flow import errors
 from flow import events as e
@@ -200,7 +200,7 @@ async def _events(info: Info, id: str, after: int) -> AsyncIterator[e.Recorded]:
             yield recorded
 
 
-async def _following(info: Info, id: str) -> AsyncIterator[lists.Record]:
+async def _following(info: Info, id: str) -> AsyncIterator[keyset.Record]:
     """The instance's row now, and again after changes, coalesced; ends when the instance has."""
     actor, engine = caller(info), info.context.engine
     row = await _row(info, id)
@@ -235,6 +235,6 @@ async def _following(info: Info, id: str) -> AsyncIterator[lists.Record]:
         await asyncio.gather(listening, return_exceptions=True)
 
 
-async def _row(info: Info, id: str) -> lists.Record | None:
+async def _row(info: Info, id: str) -> keyset.Record | None:
     info.context.refresh()
     return await info.context.load.instance.load(id)

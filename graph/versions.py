@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import strawberry
 from strawberry import field
 
-from db.store import lists
+from db.store import keyset
 from flow import definition as d
 from flow import errors
 from flow.definition import Join, On
@@ -280,7 +280,7 @@ async def _legacy(info: Info, id: str, key: str) -> Any:
     return document.get(key)
 
 
-def version(row: lists.Record) -> WorkflowVersion:
+def version(row: keyset.Record) -> WorkflowVersion:
     """The row as the schema shows it."""
     return WorkflowVersion(
         id=strawberry.ID(row.id),

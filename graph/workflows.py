@@ -9,7 +9,7 @@ from typing import Annotated
 import strawberry
 from strawberry import UNSET, argument, field
 
-from db.store import lists
+from db.store import keyset, lists
 from engine.access import Actor, Permission
 from flow import states
 from flow.states import WorkflowStatus
@@ -76,9 +76,9 @@ class Workflow(Node):
         """By loader: one statement for a whole page of workflows."""
         asked = part(lists.VERSIONS, "VERSION", True, first, after, last, before)
         load = info.context.load
-        page = await load.versions_of.load(Part(self.id, lists.EVERY, asked))
+        page = await load.versions_of.load(Part(self.id, keyset.EVERY, asked))
         return connection(
-            lists.VERSIONS, asked, page, version, lambda: load.version_count.load(Counted(self.id, lists.EVERY))
+            lists.VERSIONS, asked, page, version, lambda: load.version_count.load(Counted(self.id, keyset.EVERY))
         )
 
     @derived("Its runs, the newest first unless you say otherwise.")
@@ -111,7 +111,7 @@ class Workflow(Node):
 _EDITABLE = frozenset(states.WorkflowStatus) - {states.WorkflowStatus.ARCHIVED, states.WorkflowStatus.DELETED}
 
 
-def workflow(row: lists.Record, actor: Actor) -> Workflow:
+def workflow(row: keyset.Record, actor: Actor) -> Workflow:
     """The row as the schema shows it."""
     status = states.WorkflowStatus(row.status)
     return Workflow(
@@ -186,7 +186,7 @@ class WorkflowOrder(Enum):
     NAME_DESC = choice("NAME_DESC", "By name, backwards.")
 
 
-_LISTED = lists.Compare(
+_LISTED = keyset.Compare(
     "status",
     "in",
     tuple(
@@ -195,13 +195,13 @@ _LISTED = lists.Compare(
 )
 
 
-def _names_status(wanted: lists.Filter) -> bool:
+def _names_status(wanted: keyset.Filter) -> bool:
     match wanted:
-        case lists.Compare(field=name):
+        case keyset.Compare(field=name):
             return name == "status"
-        case lists.All(parts) | lists.Either(parts):
+        case keyset.All(parts) | keyset.Either(parts):
             return any(_names_status(each) for each in parts)
-        case lists.Not(inner):
+        case keyset.Not(inner):
             return _names_status(inner)
 
 
@@ -246,15 +246,15 @@ class WorkflowQuery:
         asked = part(lists.WORKFLOWS, order, direction == "DESC", first, after, last, before)
         wanted = filter_of(where)
         if not _names_status(wanted):
-            wanted = lists.All((wanted, _LISTED))
+            wanted = keyset.All((wanted, _LISTED))
         actor, db = caller(info), info.context.engine.database
-        page = await db.read(lists.page, lists.WORKFLOWS, actor.project_id, wanted, asked)
+        page = await db.read(keyset.page, lists.WORKFLOWS, actor.project_id, wanted, asked)
         return connection(
             lists.WORKFLOWS,
             asked,
             page,
             lambda row: workflow(row, actor),
-            lambda: db.read(lists.count, lists.WORKFLOWS, actor.project_id, wanted),
+            lambda: db.read(keyset.count, lists.WORKFLOWS, actor.project_id, wanted),
         )
 
     @query(

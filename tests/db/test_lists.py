@@ -10,8 +10,8 @@ from sqlalchemy import Connection, insert
 
 from db.models import EventRow, Instance, NodeExecution, Project, Workflow, WorkflowVersion
 from db.session import Database
-from db.store import lists
-from db.store.lists import All, Compare, Either, Filter, Not, Slice
+from db.store import keyset, lists
+from db.store.keyset import All, Compare, Either, Filter, Not, Slice
 from flow import events as e
 
 START = datetime(2026, 11, 21, 8, tzinfo=UTC)
@@ -119,9 +119,9 @@ async def filled(database: Database) -> Database:
 )
 async def test_filters(filled: Database, where: Filter, found: str) -> None:
     """Each comparator and connective finds exactly what it says; what is unknown does not match, so its not does."""
-    page = await filled.read(lists.page, lists.INSTANCES, "proj-1", where, Slice("CREATED", limit=50))
+    page = await filled.read(keyset.page, lists.INSTANCES, "proj-1", where, Slice("CREATED", limit=50))
     assert sorted(row.id.removeprefix("inst-") for row in page.rows) == found.split()
-    assert await filled.read(lists.count, lists.INSTANCES, "proj-1", where) == len(found.split())
+    assert await filled.read(keyset.count, lists.INSTANCES, "proj-1", where) == len(found.split())
 
 
 async def test_texts_and_tags(filled: Database) -> None:
@@ -132,7 +132,7 @@ async def test_texts_and_tags(filled: Database) -> None:
         (Compare("tag", "contains", "t1"), 1),
         (Compare("tag", "contains", "t"), 0),
     ):
-        assert await filled.read(lists.count, lists.WORKFLOWS, "proj-1", compare) == found
+        assert await filled.read(keyset.count, lists.WORKFLOWS, "proj-1", compare) == found
 
 
 @pytest.mark.parametrize("order", ["CREATED", "CHANGED"])
@@ -145,12 +145,12 @@ async def test_pages_join_in_both_directions(filled: Database, order: str, desce
         key = None
         while True:
             part = Slice(order, descending, 3, None if backward else key, key if backward else None, backward)
-            page = await filled.read(lists.page, lists.INSTANCES, "proj-1", lists.EVERY, part)
+            page = await filled.read(keyset.page, lists.INSTANCES, "proj-1", keyset.EVERY, part)
             ids = [row.id for row in page.rows]
             seen = ids + seen if backward else seen + ids
             if not page.more:
                 return seen
-            key = lists.key(lists.INSTANCES, order, page.rows[0 if backward else -1])
+            key = keyset.key(lists.INSTANCES, order, page.rows[0 if backward else -1])
 
     forward = await walk(False)
     assert len(set(forward)) == 8
@@ -160,19 +160,19 @@ async def test_pages_join_in_both_directions(filled: Database, order: str, desce
 async def test_versions_order_as_numbers(filled: Database) -> None:
     """1.0.10 comes after 1.0.9, for several workflows in one statement."""
     part = Slice("VERSION", descending=True, limit=2)
-    found = await filled.read(lists.pages, lists.VERSIONS, ["wf-0", "wf-1"], lists.EVERY, part)
+    found = await filled.read(keyset.pages, lists.VERSIONS, ["wf-0", "wf-1"], keyset.EVERY, part)
     for page in found.values():
         assert [row.patch for row in page.rows] == [10, 9]
         assert page.more
-    assert await filled.read(lists.counts, lists.VERSIONS, ["wf-0", "none"], lists.EVERY) == {"wf-0": 3, "none": 0}
+    assert await filled.read(keyset.counts, lists.VERSIONS, ["wf-0", "none"], keyset.EVERY) == {"wf-0": 3, "none": 0}
 
 
 async def test_nested_pages_go_on_and_back(filled: Database) -> None:
     """A page for one parent and for many agree, after a key and from the end too."""
     first = Slice("PLACE", limit=2)
     for part in (first, Slice("PLACE", limit=2, after=(0, "n0")), Slice("PLACE", limit=2, backward=True)):
-        many = await filled.read(lists.pages, lists.NODES, ["inst-00", "inst-01"], lists.EVERY, part)
-        one = await filled.read(lists.pages, lists.NODES, ["inst-00"], lists.EVERY, part)
+        many = await filled.read(keyset.pages, lists.NODES, ["inst-00", "inst-01"], keyset.EVERY, part)
+        one = await filled.read(keyset.pages, lists.NODES, ["inst-00"], keyset.EVERY, part)
         paths = [row.path for row in one["inst-00"].rows]
         assert [[row.path for row in page.rows] for page in many.values()] == [paths, paths]
         assert {page.more for page in many.values()} == {one["inst-00"].more}
@@ -196,7 +196,7 @@ async def test_changes_say_what_is_new_changed_and_gone(filled: Database) -> Non
     assert [row.id for row in found.updated] == ["inst-02"]
     assert found.removed == ("inst-03", "inst-11", "inst-13")
     assert found.change_seq == 100
-    cut = await filled.read(lists.changes, "proj-1", lists.EVERY, 0, 100, 3)
+    cut = await filled.read(lists.changes, "proj-1", keyset.EVERY, 0, 100, 3)
     assert (cut.change_seq, len(cut.added) + len(cut.updated)) == (3, 3)
     assert await filled.read(lists.latest_change, "proj-1") == 100
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from db.store.lists import All
+from db.store.keyset import All
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from db.store import admission, leases
-from db.store.lists import All
+from db.store.keyset import All
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from db.store.lists import All, Compare
+from db.store.keyset import All, Compare
 from engine.access import LOCAL, ROLES, Actor
 from engine.engine import Engine
 from flow import events as e

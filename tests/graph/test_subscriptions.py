@@ -176,7 +176,7 @@ async def test_a_stream_of_what_is_not_there_is_refused(ask: Asker) -> None:
 
 async def test_changes_in_small_windows_lose_nothing(ask: Asker) -> None:
     """More changes than fit one batch come in several, each run once."""
-    from db.store import lists
+    from db.store import keyset, lists
 
     ids = {await started(ask.engine, chain("core/noop")) for _ in range(5)}
     for id in ids:
@@ -186,7 +186,7 @@ async def test_changes_in_small_windows_lose_nothing(ask: Asker) -> None:
     seen: list[str] = []
     after = 0
     while after < newest:
-        found = await database.read(lists.changes, project, lists.EVERY, after, newest, 2)
+        found = await database.read(lists.changes, project, keyset.EVERY, after, newest, 2)
         seen += [row.id for row in (*found.added, *found.updated)]
         assert found.change_seq > after
         after = found.change_seq
