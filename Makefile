@@ -20,8 +20,8 @@ help:  ## this list
 run: $(RUN_STAMP) $(GRAPHIQL_STAMP)  ## install what is missing, then serve; the first time with the examples and a run of each photo
 	@exec $(BIN)/mirrorflow serve --examples
 
-test: $(TEST_STAMP)  ## every test
-	@$(BIN)/pytest
+test: $(TEST_STAMP)  ## every test, two files at a time
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(TEST_STAMP) $(GRAPHIQL_STAMP)  ## what CI runs: style, types, tests, generated files, breaking changes of the schema
 	$(BIN)/ruff check .
