@@ -67,7 +67,7 @@ $(RUN_STAMP):
 
 $(TEST_STAMP): $(RUN_STAMP)
 	@echo "Installing what the tests need (once) …"
-	@$(INSTALL) --editable '.[image,ai,postgres,test]'
+	@$(INSTALL) --editable '.[image,ai,distributed,test]'
 	@mkdir -p .stamps && touch $@
 
 # GraphiQL is a convenience: without it the page at /graphql says how to get it, and everything else works.

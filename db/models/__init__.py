@@ -3,6 +3,7 @@
 from db.base import Base
 from db.models.access import Project, Token, User
 from db.models.instances import Artifact, EventRow, InboxItem, Instance, NodeExecution, NodeResult
+from db.models.workers import Meta, RemoteAttempt, Worker
 from db.models.workflows import Workflow, WorkflowVersion
 
 __all__ = [
@@ -11,11 +12,14 @@ __all__ = [
     "EventRow",
     "InboxItem",
     "Instance",
+    "Meta",
     "NodeExecution",
     "NodeResult",
     "Project",
+    "RemoteAttempt",
     "Token",
     "User",
+    "Worker",
     "Workflow",
     "WorkflowVersion",
 ]
