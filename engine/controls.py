@@ -14,7 +14,7 @@ from typing import Any, Literal
 from db.session import Database
 from db.store import admission, keyset, leases, letters, lists
 from db.store import instances as store
-from db.store.journal import Append, Committed, instance_row, node_row
+from db.store.journal import Append, Committed, Wake, instance_row, node_row
 from db.store.keyset import Filter, Slice
 from engine import clock
 from engine.access import Actor, Permission
@@ -181,7 +181,7 @@ class Controls:
 
     async def _post(self, actor: Actor, instance_id: str, event: letters.Letterable) -> int:
         status = await self._database.write(letters.deliver, actor.project_id, instance_id, event, clock.now())
-        self._executor.wake(instance_id, inbox=True)
+        self._executor.tell([_wake(instance_id, status)])
         return status.change_seq
 
     async def _version_id(self, actor: Actor, instance_id: str) -> str:
@@ -284,11 +284,14 @@ class Controls:
         rows: list[Row] = []
         request = e.CancelRequested(by=actor.user_id, reason=reason)
         for batch in _batches(ids):
-            refusals = await self._database.write(letters.deliver_all, actor.project_id, batch, request, clock.now())
+            found = await self._database.write(letters.deliver_all, actor.project_id, batch, request, clock.now())
             for id in batch:
-                rows.append(Row(id, refusals.get(id)))
-                if id not in refusals:
-                    self._executor.wake(id, inbox=True)
+                match found[id]:
+                    case WorkflowError() as refusal:
+                        rows.append(Row(id, refusal))
+                    case status:
+                        rows.append(Row(id))
+                        self._executor.tell([_wake(id, status)])
         return Bulk(tuple(rows), more)
 
     async def retry_many(self, actor: Actor, where: Filter) -> Bulk:
@@ -352,6 +355,10 @@ def _inner(parameters: Mapping[str, Any]) -> Iterator[str]:
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(ids), BATCH):
         yield ids[start : start + BATCH]
+
+
+def _wake(instance_id: str, status: store.Status) -> Wake:
+    return Wake(instance_id, status.priority, status.fence, status.owner)
 
 
 def _check_reason(reason: str | None) -> None:

@@ -28,28 +28,26 @@ from db.store import journal as store
 from db.store import leases
 from db.store.instances import Letter
 from db.store.leases import Claim
-from engine import cache, clock
-from engine.calls import Broke, Call, Done, LogLine, Outcome, Progress, Report
+from engine import clock
+from engine.attempts import Attempt, Lines
+from engine.calls import Broke, Done, LogLine, Outcome, Progress, Report
 from engine.children import ChildRefused, farewell
 from engine.output import MAX_INLINE, MAX_OUTPUT
 from flow import events as e
-from flow import expressions
+from flow import placing
 from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
-from flow.definition import Node
 from flow.errors import Category, Failure, StorageUnavailable
 from flow.events import Artifact
 from flow.expressions import ExpressionError
 from flow.history import NodeState
 from flow.planner import Run
-from flow.states import NodeStatus
+from flow.states import NodeStatus, SkipReason
 
 if TYPE_CHECKING:
     from engine.executor import Executor, Prepared
 
 #: Progress is kept at most this often for a node.
 PROGRESS_EVERY_S = 0.25
-#: Log lines of one attempt beyond this are dropped, and a last line says so.
-MAX_LOG_LINES = 1_000
 #: How soon the inbox is read again, and a large output put again, when that could not be done.
 READ_AGAIN_S = STORE_AGAIN_S = 1.0
 #: So many events are stored at once; control nodes could decide for long without it.
@@ -101,7 +99,7 @@ class Drive:
         self._starting: list[Start] = []
         #: What was due by this instant has been planned.
         self._planned_at = clock.now()
-        self._lines: dict[str, int] = {}
+        self._lines: dict[str, Lines] = {}
         self._progress: dict[str, Progress] = {}
         self._check_inbox = False
         self._abandoned = False
@@ -115,6 +113,11 @@ class Drive:
         self._children: list[store.Create] = []
         #: Children whose node was cancelled.
         self._left: list[str] = []
+        #: Attempts that other workers may make, and those (paths) that are not wanted any more.
+        self._offers: list[tuple[Attempt, str, int]] = []
+        self._revoked: list[str] = []
+        #: All that were ever revoked by this drive.
+        self._revoking: set[str] = set()
         #: By path, children that are to be made.
         self._spawns: dict[str, Spawn] = {}
 
@@ -128,7 +131,7 @@ class Drive:
     def abandon(self) -> None:
         """The lease is lost: stop everything and write nothing."""
         self._abandoned = True
-        self._executor.stand_in_line(self, ())
+        self._executor.places.stand_in_line(self, ())
         self.stop_attempts()
         self._knocked.set()
 
@@ -153,7 +156,7 @@ class Drive:
             await self._go_on()
         finally:
             for start in self._starting:
-                self._executor.vacate(self.run.lane(start.path))
+                self._executor.places.vacate(self.run.lane(start.path))
             self.abandon()
             await asyncio.gather(*self._attempts.values())
 
@@ -170,9 +173,9 @@ class Drive:
                 unfinished = self._decide()
             ended = self.run.snapshot.status.terminal
             held_up = self.run.held_up(self._planned_at) if not self._executor.draining else set()
-            self._executor.stand_in_line(self, held_up)
+            self._executor.places.stand_in_line(self, held_up)
             rests = not (ended or unfinished or self._attempts or self._starting or held_up)
-            if self._events or ended or rests:
+            if self._events or self._revoked or ended or rests:
                 progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events)
                 outcome = await self._commit(release=rests, progress=progress)
                 if not isinstance(outcome, store.Committed):
@@ -222,10 +225,25 @@ class Drive:
                 case Letter(id, event):
                     self._consumed.append(id)
                     if self.run.accepts(event):
-                        self._record(event)
+                        self._take(event)
                 case e.NodeLog() | e.NodeProgress() as said:
                     if said.path in self.run.executing:
                         self._record(said)
+
+    def _take(self, event: e.AnyEvent) -> None:
+        """A letter that means something; those about an offered attempt come from whoever makes it."""
+        match event:
+            case e.NodeStarted(path=path):
+                if self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING:
+                    self._record(event)
+            case e.NodeFailed(path=path, error=error, usage=usage):
+                self._record(self.run.conclude(path, error, usage, clock.now(), random.uniform(-1, 1)))
+            case e.NodeLost(path=path):
+                self._record(self.run.lost(path))
+            case e.NodeCanceled(path=path) if self.run.snapshot.nodes[path].status is NodeStatus.PENDING:
+                self._record(e.NodeSkipped(path, SkipReason.INSTANCE_ENDED.value))
+            case _:
+                self._record(event)
 
     def _conclude(self, path: str, outcome: Outcome | Stopped) -> None:
         state = self.run.snapshot.nodes[path]
@@ -255,7 +273,7 @@ class Drive:
         starts = self._starting
         self._planned_at = clock.now()
         while True:
-            room = self._executor.room() if not self._executor.draining else {}
+            room = self._executor.room_for(self.run)
             others = len(self._events) - len(starts)
             for action in self.run.plan(clock.now(), room):
                 match action:
@@ -263,8 +281,10 @@ class Drive:
                         self._record(e.InstanceStarted(worker=self._executor.worker))
                     case Start(path, attempt) if self.run.is_control(path):
                         self._record(e.NodeStarted(path, attempt))
+                    case Start(path, attempt) if not self._has_place(path):
+                        self._offer(path, attempt)
                     case Start(path, attempt):
-                        self._executor.occupy(self, self.run.lane(path))
+                        self._executor.places.occupy(self.run.lane(path), self)
                         self._record(e.NodeStarted(path, attempt, self._executor.worker))
                         starts.append(action)
                     case Skip(path, reason):
@@ -289,6 +309,24 @@ class Drive:
                 return False
             if len(self._events) >= MAX_APPEND:
                 return True
+
+    def _has_place(self, path: str) -> bool:
+        """Whether the node is started here; room that others lent is for offering it."""
+        return self._executor.places.room().get(self.run.lane(path), 0) > 0
+
+    def _offer(self, path: str, attempt: int) -> None:
+        """Ask other workers to make the attempt."""
+        try:
+            made = self._executor.attempts.prepare(self.instance_id, self.project_id, self.run, path, attempt)
+        except ExpressionError as error:
+            self._record(e.NodeStarted(path, attempt, self._executor.worker))
+            draw = random.uniform(-1, 1)
+            self._record(self.run.conclude(path, error.failure(path), None, clock.now(), draw))
+            return
+        node = self.run.node(path)
+        gpus = self._executor.gpus(node)
+        self._record(e.NodeScheduled(path, attempt, node.runs_on, gpus))
+        self._offers.append((made, self._executor.lane(node), gpus))
 
     def _complete(self, action: Complete) -> None:
         path, output, artifact = action.path, action.output, action.artifact
@@ -323,6 +361,10 @@ class Drive:
     def _cancel(self, path: str) -> None:
         if path in self._attempts:
             self._stop(path)
+        elif path in self.run.snapshot.offered:
+            if path not in self._revoking:
+                self._revoking.add(path)
+                self._revoked.append(path)
         elif self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING or self.run.is_control(path):
             self._spawns.pop(path, None)
             if isinstance(awaited := self.run.snapshot.nodes[path].awaited, e.ForChild):
@@ -356,6 +398,7 @@ class Drive:
     async def _commit(self, *, release: bool, progress: bool) -> store.Outcome:
         if self._large:
             await self._store_large_outputs()
+        offers = [await self._offered(*offer) for offer in self._offers]
         snapshot, run = self.run.snapshot, self.run
         entry = store.Append(
             instance_id=self.instance_id,
@@ -376,10 +419,31 @@ class Drive:
             children=self._children,
             left=self._left,
             letters=farewell(self.instance_id, snapshot),
+            offers=offers,
+            revoked=self._revoked,
         )
+        self._offers, self._revoked = [], []
         self._events, self._artifacts, self._consumed, self._children, self._left = [], [], [], [], []
         self._touched = {}
         return await self._executor.journal.submit(entry)
+
+    async def _offered(self, made: Attempt, lane: str, gpus: int) -> store.Offer:
+        """The attempt as it is stored for other workers; a large input goes to the artifact store."""
+        call, artifact = made.call, None
+        if len(msgspec.json.encode(call.input)) > MAX_INLINE:
+            artifact = await self._put(call.input)
+            made = msgspec.structs.replace(made, call=msgspec.structs.replace(call, input=None))
+        return store.Offer(
+            id=clock.new_id("att"),
+            path=call.path,
+            attempt=call.attempt,
+            lane=lane,
+            labels=self.run.node(call.path).runs_on,
+            gpus=gpus,
+            priority=self.priority,
+            call=msgspec.to_builtins(made),
+            artifact=artifact,
+        )
 
     async def _store_large_outputs(self) -> None:
         """What is too large for an event goes to the artifact store: a run's output, or that of a control node."""
@@ -429,69 +493,30 @@ class Drive:
         del self._attempts[path]
         self._stopping.discard(path)
         self._lines.pop(path, None)
-        self._executor.vacate(self.run.lane(path))
+        self._executor.places.vacate(self.run.lane(path))
         self._mail.append(Ended(path, outcome))
         self._knocked.set()
 
     async def _make(self, path: str, attempt: int) -> Outcome:
         """One attempt of one node: its input and parameters worked out, its handler called."""
-        node = self.run.node(path)
-        input = self.run.input(path)
-        parameters: dict[str, Any] = node.parameters
-        scope = {}
-        if parameters or node.cache is not None:
-            scope = self.run.names(path, input)
-            parameters = expressions.render(parameters, scope)
-        call = Call(
-            type=node.type,
-            instance_id=self.instance_id,
-            project_id=self.project_id,
-            path=path,
-            node_id=node.id,
-            attempt=attempt,
-            parameters=parameters,
-            input=input,
-            idempotency_key=f"{self.instance_id}/{path}",
-            timeout=node.timeout,
-            heartbeat_timeout=node.heartbeat_timeout,
-            resources=node.resources,
-        )
-        outcome = await self._cached(node, call, scope) if node.cache is not None else await self._called(call)
+        attempts = self._executor.attempts
+        made = attempts.prepare(self.instance_id, self.project_id, self.run, path, attempt)
+        outcome = await attempts.make(made, lambda said: self._said(path, attempt, said))
         if isinstance(outcome, Done) and outcome.artifact is not None:
             # Conditions, mappings and templates downstream see the value, wherever it is stored.
             output = await asyncio.to_thread(self._executor.artifacts.read_json, outcome.artifact)
             outcome = msgspec.structs.replace(outcome, output=output)
         return outcome
 
-    async def _called(self, call: Call) -> Outcome:
-        """The handler's own work."""
-        began = clock.monotonic()
-        outcome = await self._executor.runner.run(call, lambda said: self._said(call.path, call.attempt, said))
-        self._executor.observe(call.type, clock.monotonic() - began)
-        return outcome
-
-    async def _cached(self, node: Node, call: Call, scope: expressions.Scope) -> Outcome:
-        """The result of equal work, if there is one, or the work."""
-        assert node.cache is not None
-        version = self._executor.runner.registry.get(node.type)
-        number = version.version if version is not None else ""
-        if node.cache.key is not None:
-            key = cache.key_by(node.type, number, expressions.render(node.cache.key, scope))
-        else:
-            key = cache.key(node.type, number, call.parameters, call.input)
-        results = self._executor.results
-        return await results.outcome(self.project_id, key, node.cache.ttl, self.instance_id, lambda: self._called(call))
-
     def _said(self, path: str, attempt: int, said: Report) -> None:
         match said:
-            case LogLine(level=level, message=message, fields=fields):
-                line = self._lines[path] = self._lines.get(path, 0) + 1
-                if line < MAX_LOG_LINES:
-                    self._mail.append(e.NodeLog(path, attempt, message, level, fields))
-                elif line == MAX_LOG_LINES:
-                    dropped = f"More than {MAX_LOG_LINES:,} lines in one attempt: the others are not kept."
-                    self._mail.append(e.NodeLog(path, attempt, dropped, "warning"))
-                self._knocked.set()
+            case LogLine():
+                lines = self._lines.get(path)
+                if lines is None:
+                    lines = self._lines[path] = Lines(path, attempt)
+                if (line := lines.event(said)) is not None:
+                    self._mail.append(line)
+                    self._knocked.set()
             case Progress():
                 if path not in self._progress:
                     asyncio.get_running_loop().call_later(PROGRESS_EVERY_S, self._tell_progress, path)

@@ -12,8 +12,8 @@ Who holds what is decided by the database alone (``db.store.leases``). What is s
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,19 +25,26 @@ from db.session import Database
 from db.store import admission, leases
 from db.store import instances as store
 from db.store.instances import Letter
-from db.store.journal import Append, instance_row
+from db.store.journal import Append, Wake, instance_row
 from db.store.leases import Claim
 from engine import clock
 from engine.artifacts import ArtifactMissing, ArtifactStore
+from engine.attempts import Attempts
+from engine.bus import Bus
 from engine.cache import ResultCache
 from engine.children import Children, farewell
 from engine.definitions import PinnedVersion
 from engine.drive import Drive
 from engine.journal import Journal
 from engine.lru import LRU
+from engine.offers import Offers
 from engine.placement import Runner
+from engine.places import Places
 from engine.queue import Queue
+from engine.workers import Workers
 from flow import events as e
+from flow import placing
+from flow.definition import Node
 from flow.errors import Category, Failure, StorageUnavailable, WorkflowError
 from flow.history import replay
 from flow.planner import Graph, Names, Run, prepare
@@ -47,7 +54,9 @@ MAX_INSTANCES = 1_000  # instances driven at once
 SWEEP_S = 5.0
 LEAST_SWEEP_S = 0.5
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
+LOOK_ROUND_S = 2.0
 GRAPHS_KEPT = 256
+ANY_NUMBER = 1_000_000
 SUSPECT_S = 10.0  # who drove a suspect this long and lives is not killed by it at once
 
 log = structlog.get_logger(__name__)
@@ -70,6 +79,8 @@ class Executor:
         database: Database,
         journal: Journal,
         queue: Queue,
+        bus: Bus,
+        workers: Workers,
         runner: Runner,
         version: Callable[[str], Awaitable[PinnedVersion]],
         children: Children,
@@ -77,6 +88,8 @@ class Executor:
         worker: str,
         lease_s: float = 15.0,
         max_instances: int = MAX_INSTANCES,
+        labels: frozenset[str] = frozenset(),
+        gpus: int = 0,
         observe: Callable[[str, float], None] = lambda node_type, seconds: None,
     ) -> None:
         self.journal = journal
@@ -85,16 +98,30 @@ class Executor:
         self.worker = worker
         self.lease_s = lease_s
         self.artifacts: ArtifactStore = runner.surroundings.artifacts
-        self.results = ResultCache(database, self.artifacts)
-        self.observe = observe
+        self.attempts = Attempts(runner, ResultCache(database, self.artifacts), observe)
+        self.places = Places({str(placement): slots for placement, slots in runner.slots.items()})
+        self.offers = Offers(
+            database,
+            self.attempts,
+            self.places,
+            self.artifacts,
+            worker=worker,
+            lease_s=lease_s,
+            labels=labels,
+            gpus=gpus,
+            tell=self.tell,
+        )
         self.draining = False
         self._database = database
         self._queue = queue
+        self._bus = bus
+        self._workers = workers
+        self._labels = labels
         self._version = version
         self._max_instances = max_instances
-        self._room: dict[str, int] = {str(placement): slots for placement, slots in runner.slots.items()}
-        #: By lane, drives that have a node to start and no place for it, first come first served.
-        self._lines: dict[str, OrderedDict[Drive, None]] = {lane: OrderedDict() for lane in self._room}
+        #: How many other workers there are, and by lane, places that they had free when they were last heard of.
+        self._others = 0
+        self._elsewhere: dict[str, int] = {}
         self._fences: dict[str, int] = {}
         self._drives: dict[str, Drive] = {}
         self._knocks: set[str] = set()
@@ -109,18 +136,20 @@ class Executor:
 
     def start(self) -> None:
         """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
-        for loop in (self._claiming, self._renewing, self._sweeping, self._trying_suspects):
-            self._tasks.add(asyncio.create_task(_kept_up(loop), name=f"executor.{loop.__name__}"))
+        mine = (self._claiming, self._renewing, self._sweeping, self._trying_suspects, self._hearing, self._looking_round)
+        theirs = (self.offers.taking, self.offers.sweeping, self.offers.renewing, self.offers.writing)
+        for loop in (*mine, *theirs):
+            self._tasks.add(asyncio.create_task(_kept_up(loop), name=loop.__qualname__))
 
     async def stop(self, grace_s: float = 30.0) -> None:
         """Claim nothing more, let running nodes finish within the grace, stop the others, give every lease back."""
-        self.draining = True
-        claiming = [task for task in self._tasks if "_renewing" not in task.get_name()]
-        await _end(claiming)
-        for drive in self._drives.values():
-            drive.knock()
+        self.drain()
+        needed = {loop.__qualname__ for loop in (self._renewing, self.offers.renewing, self.offers.writing)}
+        await _end([task for task in self._tasks if task.get_name() not in needed])
+        working = [self.offers.stop(grace_s)]
         if self._driving:
-            await asyncio.wait(self._driving, timeout=grace_s)
+            working.append(_over(self._driving, grace_s))
+        await asyncio.gather(*working)
         for drive in list(self._drives.values()):
             drive.stop_attempts()
         if self._driving:
@@ -133,17 +162,59 @@ class Executor:
             except StorageUnavailable as error:
                 log.warning("executor.leases_kept", error=error.message)
 
+    def drain(self) -> None:
+        """Claim nothing more and start no more nodes; what runs goes on, and its instances are then left to others."""
+        self.draining = True
+        self.offers.drain()
+        for drive in self._drives.values():
+            drive.knock()
+
     # ---- waking
 
-    def wake(self, instance_id: str, *, inbox: bool = False, priority: int = 5) -> None:
-        """Have the instance looked at: by its drive if it is held here, or else by whoever claims it."""
+    def tell(self, wakes: Iterable[Wake]) -> None:
+        """Wake whom a commit gave something to do: what is held here, what another worker holds, what nobody does."""
+        for wake in wakes:
+            if not wake.id.startswith("att-"):
+                self.wake(wake.id, inbox=True, priority=wake.priority, owner=wake.owner, fence=wake.fence)
+            elif wake.owner == self.worker:
+                self.offers.stop_one(wake.id)
+            elif wake.owner is not None:
+                self._bus.publish(_topic(wake.owner), (wake.id,))
+            elif not (wake.labels or wake.gpus):
+                self._queue.wake(wake.id, wake.priority)
+            elif (labels := self._workers.label_set_for(frozenset(wake.labels), wake.gpus)) is not None:
+                self._queue.wake(wake.id, wake.priority, labels=labels)
+
+    def wake(
+        self,
+        instance_id: str,
+        *,
+        inbox: bool = False,
+        priority: int = 5,
+        owner: str | None = None,
+        fence: int = 0,
+    ) -> None:
+        """Have the instance looked at: by its drive if it is held here, by its ``owner``, or by whoever claims it."""
         drive = self._drives.get(instance_id)
         if drive is not None:
             drive.knock(inbox=inbox)
         elif instance_id in self._fences:
             self._knocks.add(instance_id)
+        elif owner is not None and owner != self.worker:
+            self._bus.publish(_topic(owner), (instance_id,))
         else:
-            self._queue.wake(instance_id, priority)
+            self._queue.wake(instance_id, priority, fence=fence)
+
+    async def _hearing(self) -> None:
+        """What other processes have to say to this very worker."""
+        with self._bus.subscribe(_topic(self.worker)) as subscription:
+            while True:
+                for id in await subscription.take():
+                    if str(id).startswith("att-"):
+                        self.offers.stop_one(id)
+                    else:
+                        self.wake(id, inbox=True)
+                subscription.overflowed = False  # letters are looked for with every renewal
 
     def accepts(self) -> bool:
         """Whether there is room for one more instance, so that a new one may be claimed as it is created."""
@@ -161,6 +232,9 @@ class Executor:
             await self._queue.filled()
             await self._space.wait()
             ids = self._queue.take(max(0, min(MAX_CLAIM, self._max_instances - len(self._fences))))
+            if any(id.startswith("att-") for id in ids):
+                self.offers.knock()
+                ids = [id for id in ids if not id.startswith("att-")]
             wanted = [id for id in ids if id not in self._fences]
             for id in set(ids) - set(wanted):
                 self.wake(id, inbox=True)
@@ -169,7 +243,7 @@ class Executor:
             except StorageUnavailable as error:
                 log.warning("executor.claim_failed", error=error.message)
                 for id in wanted:
-                    self._queue.wake(id)
+                    self._queue.wake_here(id)
                 await asyncio.sleep(1.0)
 
     async def _claim(self, ids: Sequence[str], *, suspects: bool = False) -> list[Claim]:
@@ -224,12 +298,27 @@ class Executor:
                         self._queue.wake(id)
                 for due in await self._database.read(leases.due, self._max_instances):
                     if due.instance_id not in self._fences:
-                        self._queue.wake(due.instance_id, due.priority)
+                        self._queue.wake_here(due.instance_id, due.priority)
                 pause = self._until_next(await self._database.read(leases.next_due))
             except StorageUnavailable as error:
                 log.warning("executor.sweep_failed", error=error.message)
                 pause = SWEEP_S
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause * (1.0 if not self._others else random.uniform(0.7, 1.3)))
+
+    async def _looking_round(self) -> None:
+        """Know what others have free; who waits for a place here may offer its nodes to them."""
+        while True:
+            await asyncio.sleep(LOOK_ROUND_S)
+            others = [one for one in await self._workers.live() if one.id != self.worker and not one.draining]
+            self._others = len(others)
+            self._elsewhere = {
+                lane: sum(max(0, other.slots.get(lane, 0) - other.running.get(lane, 0)) for other in others)
+                for lane in self.places.slots
+            }
+            for lane, free in self._elsewhere.items():
+                if free:
+                    for waiter in self.places.in_line(lane):
+                        waiter.knock()
 
     def _until_next(self, due: datetime | None) -> float:
         """How long the sweep may rest: timers beyond ``TIMER_HORIZON_S`` are met by it alone."""
@@ -291,7 +380,7 @@ class Executor:
             if claim.lost_claims >= leases.SUSPECT:
                 self.cleared()
         if again:
-            self._queue.wake(id, claim.priority)
+            self._queue.wake_here(id, claim.priority)
 
     def rest_until(self, drive: Drive) -> None:
         """The drive has given its lease back: wake the instance when its time comes."""
@@ -300,7 +389,7 @@ class Executor:
             seconds = (wake_at - clock.now()).total_seconds()
             if seconds < TIMER_HORIZON_S:
                 loop = asyncio.get_running_loop()
-                loop.call_later(max(0.0, seconds), self._queue.wake, drive.instance_id, drive.priority)
+                loop.call_later(max(0.0, seconds), self._queue.wake_here, drive.instance_id, drive.priority)
 
     async def letters(self, instance_id: str) -> list[Letter]:
         """What lies in the instance's inbox."""
@@ -327,14 +416,24 @@ class Executor:
         prepared = self._graphs.get(version_id)
         if prepared is None:
             pinned = await self._version(version_id)
-            graph = prepare(pinned.definition, lambda node: self._lane(node.type))
+            graph = prepare(pinned.definition, self._lane)
             prepared = Prepared(graph, pinned.workflow_id, pinned.workflow_name)
             self._graphs[version_id] = prepared
         return prepared
 
-    def _lane(self, node_type: str) -> str:
-        kind = self.runner.registry.get(node_type)
-        return str(kind.placement) if kind is not None else next(iter(self._room))
+    def _lane(self, node: Node) -> str:
+        """The lane of a node as its graph has it: its own here, or that of the nodes which are offered."""
+        return self.lane(node) if placing.stays(node, self._labels, self.gpus(node)) else placing.OFFERED
+
+    def lane(self, node: Node) -> str:
+        """The kind of place that the node needs, wherever it runs."""
+        kind = self.runner.registry.get(node.type)
+        return str(kind.placement) if kind is not None else next(iter(self.places.slots))
+
+    def gpus(self, node: Node) -> int:
+        """How many graphics cards the node needs."""
+        kind = self.runner.registry.get(node.type)
+        return placing.gpus(node, kind.resources.gpu if kind is not None and kind.resources is not None else None)
 
     async def with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
         """The events with the values that are in the artifact store."""
@@ -362,38 +461,24 @@ class Executor:
                 instance=instance_row(claim.instance_id, claim.project_id, snapshot),
                 nodes=[],
                 letters=farewell(claim.instance_id, snapshot),
+                revoked=list(snapshot.offered),
             )
         )
 
     # ---- room
 
-    def room(self) -> dict[str, int]:
-        """Free places by lane."""
-        return self._room
-
-    def occupy(self, drive: Drive, lane: str) -> None:
-        """Take a place; who wants more of them stands at the end of the line for the next."""
-        self._room[lane] -= 1
-        if drive in self._lines[lane]:
-            self._lines[lane].move_to_end(drive)
-
-    def vacate(self, lane: str) -> None:
-        """Give a place back; the first in line is told."""
-        self._room[lane] += 1
-        self._call(lane)
-
-    def stand_in_line(self, drive: Drive, lanes: Collection[str]) -> None:
-        """The drive lacks room in these lanes, and in no other."""
-        for lane, line in self._lines.items():
-            if lane in lanes:
-                line.setdefault(drive)
-            elif drive in line:
-                del line[drive]
-                self._call(lane)  # it was told of a place, perhaps, and didn't need it any more
-
-    def _call(self, lane: str) -> None:
-        if self._lines[lane] and self._room[lane] > 0:
-            next(iter(self._lines[lane])).knock()
+    def room_for(self, run: Run) -> Mapping[str, int]:
+        """How many of the run's nodes may be started now, by lane: here, or by those who have places."""
+        if self.draining:
+            return {}
+        room = {**self.places.room(), placing.OFFERED: ANY_NUMBER}
+        if self._others:
+            for lane, free in self.places.room().items():
+                lent = placing.shared(run.ready(lane), free, self._elsewhere.get(lane, 0), self._others)
+                if lent:
+                    room[lane] = max(0, free) + lent
+                    self._elsewhere[lane] = max(0, self._elsewhere.get(lane, 0) - lent)
+        return room
 
     # ---- figures
 
@@ -405,7 +490,7 @@ class Executor:
     @property
     def running(self) -> dict[str, int]:
         """Nodes that run now, by lane."""
-        return {str(lane): slots - self._room[str(lane)] for lane, slots in self.runner.slots.items()}
+        return self.places.running
 
     # ---- bookkeeping
 
@@ -435,6 +520,15 @@ async def _kept_up(loop: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("executor.loop_broken")
             await asyncio.sleep(SWEEP_S)
+
+
+def _topic(worker: str) -> str:
+    """Where a worker listens for what concerns it alone."""
+    return f"worker:{worker}"
+
+
+async def _over(tasks: Iterable[asyncio.Task[None]], timeout: float) -> None:
+    await asyncio.wait(tasks, timeout=timeout)
 
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> None:

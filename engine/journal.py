@@ -15,14 +15,14 @@ What can go wrong, and what then:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 
 from db.session import Database
 from db.store import journal as store
-from db.store.journal import Append, Committed, Create, Entry, Outcome
+from db.store.journal import Append, Committed, Create, Entry, Outcome, Wake
 from engine.bus import Bus
 from flow.errors import StorageUnavailable
 
@@ -43,8 +43,8 @@ class Journal:
         self._pending: list[tuple[Entry, asyncio.Future[Outcome]]] = []
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        #: Told the instances that have something to do because of what others have committed.
-        self.wake: Callable[[str], None] = lambda instance_id: None
+        #: Told who has something to do because of what was committed.
+        self.tell: Callable[[Sequence[Wake]], None] = lambda wakes: None
 
     def start(self) -> None:
         """Begin to commit."""
@@ -138,8 +138,8 @@ class Journal:
         return True
 
     def _publish(self, entry: Entry, outcome: Committed) -> None:
-        for instance_id in outcome.woken:
-            self.wake(instance_id)
+        if outcome.woken:
+            self.tell(outcome.woken)
         self._bus.publish(entry.project_id, (outcome.change_seq,))
         if self._bus.wanted(entry.instance_id):
             events = entry.events if isinstance(entry, Append) else (entry.created,)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import assert_never
 
 from flow import events as e
+from flow import placing
 from flow.errors import Failure
 from flow.events import PauseReason, Phase
 from flow.graph import Graph, split
@@ -98,6 +99,14 @@ class Place:
     lane: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerLabels:
+    """Offered to the workers with these labels and so many graphics cards; none has taken it yet."""
+
+    labels: tuple[str, ...]
+    gpus: int
+
+
 Reason = (
     UpstreamNodes
     | Timer
@@ -110,6 +119,7 @@ Reason = (
     | ConcurrencyKey
     | Quota
     | Place
+    | WorkerLabels
 )
 
 
@@ -136,6 +146,10 @@ def blocked_by(
     if paused is not None:
         held.append(_pause(paused, path))
     match status:
+        case NodeStatus.PENDING | NodeStatus.RETRYING if state is not None and state.started_seq and state.due is None:
+            node = graph.nodes[split(path)[1]]
+            gpus = placing.gpus(node)
+            held.append(WorkerLabels(node.runs_on, gpus) if node.runs_on or gpus else Place(graph.lanes[node.id]))
         case NodeStatus.RETRYING:
             assert state is not None
             held.append(RetryDelay(state.due, state.attempt + 1, state.error))

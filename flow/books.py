@@ -76,7 +76,7 @@ class Books:
         self.graph = graph
         self.snapshot = Snapshot()
         self.called = called
-        #: Nodes whose handlers are at work.
+        #: Nodes whose handlers are at work here.
         self.executing: set[str] = set()
         #: Not even clean-up nodes are started any more.
         self._aborted = False
@@ -146,6 +146,8 @@ class Books:
 
     def _follow(self, event: e.NodeEvent, path: str, state: NodeState, seq: int) -> None:
         match event:
+            case e.NodeScheduled():
+                self._offered(path)
             case e.NodeStarted():
                 self._started(path)
             case e.NodeWaiting():
@@ -167,6 +169,12 @@ class Books:
             root = self.root
             root.failure, self._aborted, root.failed_seq = root.failure or failure, True, sys.maxsize
 
+    def _offered(self, path: str) -> None:
+        scope, id = self._locate(path)
+        self._unready(scope, id)
+        self._timers.discard(path)
+        scope.active[id] = None
+
     def _started(self, path: str) -> None:
         self._begun = True
         scope, id = self._locate(path)
@@ -178,7 +186,7 @@ class Books:
             self._enter(scope, id)
         elif node.type in controls.PARAMETERS:
             self._undecided[path] = None
-        else:
+        elif path not in self.snapshot.offered:
             self.executing.add(path)
 
     def _ended(self, path: str, state: NodeState, seq: int) -> None:
@@ -229,7 +237,8 @@ class Books:
     def _judge(self, scope: Scope, id: str) -> None:
         """Ask the join of a pending node."""
         path = scope.prefix + id
-        if (state := self.snapshot.nodes.get(path)) is not None and state.status is not NodeStatus.PENDING:
+        state = self.snapshot.nodes.get(path)
+        if state is not None and (state.status is not NodeStatus.PENDING or state.offer is not None):
             return
         match verdict(scope.graph.nodes[id].join, scope.tallies[id]):
             case Verdict.START:

@@ -256,6 +256,14 @@ class InstanceTimedOut(Event, frozen=True, omit_defaults=True, tag="instance.tim
     error: Failure
 
 
+class NodeScheduled(NodeEvent, frozen=True, omit_defaults=True, tag="node.scheduled"):
+    """The attempt is offered to every worker with these labels and so many graphics cards; one of them makes it."""
+
+    attempt: int
+    labels: tuple[str, ...] = ()
+    gpus: int = 0
+
+
 class NodeStarted(NodeEvent, frozen=True, omit_defaults=True, tag="node.started"):
     """The attempt is about to be made: committed before the handler is called."""
 
@@ -343,6 +351,7 @@ AnyEvent = (
     | InstanceFailed
     | InstanceCanceled
     | InstanceTimedOut
+    | NodeScheduled
     | NodeStarted
     | NodeWaiting
     | NodeProgress

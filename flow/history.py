@@ -15,7 +15,7 @@ import msgspec
 
 from flow import events as e
 from flow import jsonschemas
-from flow.errors import Failure
+from flow.errors import Failure, IllegalTransition
 from flow.states import INSTANCE_TRANSITIONS, NODE_TRANSITIONS, InstanceStatus, NodeStatus, after
 
 _NODE_ENDS = (e.NodeCompleted, e.NodeFailed, e.NodeSkipped, e.NodeCanceled)
@@ -31,7 +31,8 @@ class NodeState:
     ``ordinal`` counts nodes in the order of their first event. ``lost`` counts attempts that don't count as
     failures of the node: they died with their worker, or were made before a retry by hand. ``started_seq`` and
     ``first_start`` are the sequence number and the instant of the *first* start. ``due`` is when the next attempt
-    is made, or when a wait is over. ``given_input`` is what a debugger gave it instead of its own input.
+    is made, or when a wait is over. ``offer`` is set while other workers are asked to make the attempt, or one of them
+    makes it. ``given_input`` is what a debugger gave it instead of its own input.
     """
 
     ordinal: int
@@ -44,6 +45,7 @@ class NodeState:
     skip_reason: str | None = None
     due: datetime | None = None
     awaited: e.Awaited | None = None
+    offer: e.NodeScheduled | None = None
     answer: Answer | None = None
     given_input: Any = msgspec.UNSET
     cached: bool = False
@@ -61,6 +63,7 @@ class NodeState:
         self.lost = self.attempt
         self.started_seq = 0
         self.output = self.artifact = self.error = self.skip_reason = self.due = self.awaited = self.answer = None
+        self.offer = None
         self.first_start = self.started_at = self.completed_at = self.progress = self.usage = self.worker = None
         self.cached = False
 
@@ -96,6 +99,8 @@ class Snapshot:
     ordinals: int = 0
     running: set[str] = field(default_factory=set)
     retrying: set[str] = field(default_factory=set)
+    #: Attempts that are offered to other workers, or made by them.
+    offered: dict[str, None] = field(default_factory=dict)
     #: In the order in which they began to wait.
     waiting: dict[str, None] = field(default_factory=dict)
     #: Those of them that have got what they wait for.
@@ -239,13 +244,19 @@ class Snapshot:
             case e.NodeProgress():
                 node.progress = event
                 return
+            case e.NodeScheduled(attempt=attempt):
+                self._offer(path, node, event, recorded.seq)
+                return
         node.status = after(NODE_TRANSITIONS, node.status, type(event))
         self._leave(path)
+        if not isinstance(event, e.NodeStarted):
+            node.offer = None
+            self.offered.pop(path, None)
         match event:
             case e.NodeStarted(attempt=attempt, worker=worker):
                 node.attempt, node.worker, node.started_at = attempt, worker, at
-                if node.first_start is None:
-                    node.first_start, node.started_seq = at, recorded.seq
+                node.first_start = node.first_start or at
+                node.started_seq = node.started_seq or recorded.seq
                 node.due = node.error = node.progress = None
                 self.running.add(path)
                 self._pass(path)
@@ -274,6 +285,16 @@ class Snapshot:
         if isinstance(event, _NODE_ENDS):
             node.completed_at = at
             self._pass(path)
+
+    def _offer(self, path: str, node: NodeState, event: e.NodeScheduled, seq: int) -> None:
+        if node.status not in (NodeStatus.PENDING, NodeStatus.RETRYING) or path in self.offered:
+            raise IllegalTransition(f"A node that is {node.status} can't be offered.", status=node.status.value)
+        node.attempt, node.offer, node.due = event.attempt, event, None
+        # From here on it counts as begun: a failure elsewhere that comes later stops it.
+        node.started_seq = node.started_seq or seq
+        self.retrying.discard(path)
+        self.offered[path] = None
+        self._pass(path)
 
     def _pass(self, path: str) -> None:
         self.passed.discard(path)

@@ -88,7 +88,17 @@ def accepts(books: Books, letter: e.AnyEvent) -> bool:
                 and (state.awaited == e.ForChild(id))
             )
         case e.ValueSet(path=path, what=what):
-            return _may_set(books, path, what)
+            return path not in snapshot.offered and _may_set(books, path, what)
+        case e.NodeLog(path=path, attempt=attempt) | e.NodeProgress(path=path, attempt=attempt):
+            return path in snapshot.offered and snapshot.nodes[path].attempt == attempt
+        case (
+            e.NodeStarted(path=path, attempt=attempt)
+            | e.NodeCompleted(path=path, attempt=attempt)
+            | e.NodeFailed(path=path, attempt=attempt)
+            | e.NodeCanceled(path=path, attempt=attempt)
+            | e.NodeLost(path=path, attempt=attempt)
+        ):
+            return path in snapshot.offered and snapshot.nodes[path].attempt == attempt
         case _:
             return True
 

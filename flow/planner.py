@@ -26,7 +26,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from flow import control, controls, letters, mapping, retry
+from flow import control, controls, letters, mapping, placing, retry
 from flow import events as e
 from flow.actions import Action, Begin, Cancel, Complete, End, Fail, Pause, Skip, Start
 from flow.books import MAX_EVENTS, Books, Names
@@ -97,6 +97,10 @@ class Run(Books):
         if (deadline := self._deadline()) is not None and (after is None or deadline[0] > after):
             instants.append(deadline[0])
         return min(instants, default=None)
+
+    def ready(self, lane: str) -> int:
+        """How many nodes of the lane could start if there were room."""
+        return len(self._ready.get(lane, ()))
 
     def held_up(self, now: datetime) -> set[str]:
         """The lanes whose room keeps a node from starting: to be asked when all that was planned is history."""
@@ -331,8 +335,18 @@ class Run(Books):
                 assert_never(decision)
 
     def lost(self, path: str) -> e.AnyEvent:
-        """What becomes of a node whose worker died in the middle of it, by its ``on_lost``."""
+        """What becomes of a node whose worker died in the middle of it, by its ``on_lost``.
+
+        An offered one that several workers died of is given up: only it fails, and no more workers die.
+        """
         state = self.snapshot.nodes[path]
+        if state.offer is not None and state.lost + 1 >= placing.MAX_DEATHS:
+            message = (
+                f"{placing.MAX_DEATHS} workers died in the middle of this node, so it is not tried again. Look whether "
+                "it takes too much memory or ends its process."
+            )
+            poison = Failure("POISON", Category.WORKER_LOST, message, node_id=path, attempt=state.attempt)
+            return e.NodeFailed(path=path, attempt=state.attempt, error=poison)
         if self.node(path).on_lost == "retry":
             return e.NodeLost(path=path, attempt=state.attempt, worker=state.worker)
         message = "The worker died in the middle of this node, and `on_lost: fail` forbids running it again."

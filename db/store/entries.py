@@ -43,6 +43,40 @@ class NewArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """An attempt that is offered to every worker with the labels, the graphics cards and a place in the lane.
+
+    ``call`` is the attempt as JSON (``engine.attempts``); a large one is in the artifact store and None here.
+    """
+
+    id: str
+    path: str
+    attempt: int
+    lane: str
+    labels: tuple[str, ...]
+    gpus: int
+    priority: int
+    call: Any = None
+    artifact: e.Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Somebody has something to do: an instance (letters to read, or it is new), or an offered attempt (``att-…``).
+
+    ``owner`` is the worker that holds it, who is to be told; without one, whoever can is to take it. ``labels`` and
+    ``gpus`` are what an offered attempt needs.
+    """
+
+    id: str
+    priority: int = 5
+    fence: int = 0
+    owner: str | None = None
+    labels: tuple[str, ...] = ()
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
     """Events of one instance, its rows after them, and what its holder has dealt with.
 
@@ -50,7 +84,8 @@ class Append:
     is given back with this append, to be woken at ``due_at`` (None: only by somebody else). ``progress``: something
     ended, so that earlier deaths of workers no longer count. ``children`` are created with these events, and
     ``letters`` put into the inboxes of other instances of the project. ``left``: children that nobody waits for any
-    more; those that end with their parents are cancelled.
+    more; those that end with their parents are cancelled. ``offers`` are attempts for other workers, ``revoked`` the
+    paths of those that are not wanted any more.
     """
 
     instance_id: str
@@ -68,6 +103,8 @@ class Append:
     children: Sequence[Create] = ()
     left: Sequence[str] = ()
     letters: Sequence[tuple[str, e.Event]] = ()
+    offers: Sequence[Offer] = ()
+    revoked: Sequence[str] = ()
 
 
 Entry = Create | Append
@@ -78,14 +115,14 @@ class Committed:
     """It is stored. ``change_seq`` is the project's place of the entry's last event.
 
     ``more``: the inbox got something new while the lease was being given back: wake the instance again.
-    ``gated``: a limit may keep the new instance waiting, so it was not claimed. ``woken``: other instances that have
-    something to do now: letters to read, or they are new, or a limit lets them begin.
+    ``gated``: a limit may keep the new instance waiting, so it was not claimed. ``woken``: what others have to do
+    now: letters to read, a new instance or one that a limit lets begin, an attempt to make or to stop.
     """
 
     change_seq: int
     more: bool = False
     gated: bool = False
-    woken: tuple[str, ...] = ()
+    woken: tuple[Wake, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where an instance stands."""
+    """Where an instance stands; ``owner`` and ``fence`` are known only to who has locked its row."""
 
     project_id: str
     status: str
@@ -32,6 +32,9 @@ class Status:
     change_seq: int
     completed_at: datetime | None
     cancel_requested_at: datetime | None
+    owner: str | None = None
+    fence: int = 0
+    priority: int = 5
 
 
 def status(connection: Connection, project_id: str, instance_id: str) -> Status | None:

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import Connection, Table, delete, or_, select, update
 
 from db.models import Artifact, EventRow, InboxItem, Instance, NodeExecution, Project, Workflow
-from db.store import admission, bulk, changes
+from db.store import admission, bulk, changes, offers
 from db.store.dbclock import db_now
 from db.store.entries import (
     APPEND_COLUMNS,
@@ -34,12 +34,15 @@ from db.store.entries import (
     Exists,
     Lost,
     NewArtifact,
+    Offer,
     Outcome,
     Skipped,
     Stale,
+    Wake,
     instance_row,
     node_row,
 )
+from db.store.leases import rouse
 from flow import events as e
 from flow.history import Snapshot
 from flow.states import InstanceStatus, WorkflowStatus
@@ -52,13 +55,14 @@ __all__ = [
     "Exists",
     "Lost",
     "NewArtifact",
+    "Offer",
     "Outcome",
     "Skipped",
     "Stale",
+    "Wake",
     "commit",
     "instance_row",
     "node_row",
-    "rouse",
     "ungate",
 ]
 
@@ -79,6 +83,7 @@ class _Held(NamedTuple):
     lease_until: Any
     lost_claims: int
     completed_at: Any
+    priority: int
 
 
 def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
@@ -102,7 +107,10 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             outcomes[id(append)] = Committed(row.change_seq)  # the reply was lost, not the commit
         else:
             outcomes[id(append)] = Lost()
-    woken: dict[int, list[str]] = {id(append): [child.instance_id for child in append.children] for append in accepted}
+    woken: dict[int, list[Wake]] = {
+        id(append): [Wake(child.instance_id, _created(child).priority) for child in append.children]
+        for append in accepted
+    }
     letters: list[tuple[Entry, str, e.Event]] = [
         (append, to, event) for append in accepted for to, event in append.letters
     ]
@@ -115,7 +123,6 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
     for create in fresh:
         if create.on_conflict == "cancel_running" and create.limit is not None:
             overrun = _overrun(connection, create)
-            woken.setdefault(id(create), []).extend(overrun)
             letters += [(create, to, _OVERRUN) for to in overrun]
     places = _places(connection, [*fresh, *accepted])
     made = {create.instance_id: places[id(create)] for create in fresh}
@@ -127,6 +134,7 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
     _update_instances(connection, accepted, held, places)
     _upsert_nodes(connection, accepted)
     _insert_artifacts(connection, accepted)
+    _offer(connection, accepted, woken)
     _post(connection, letters, held, woken)
     more = _settle_inbox(connection, accepted)
     written: list[Entry] = [*fresh, *accepted]
@@ -137,10 +145,13 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
             last,
             more=entry.instance_id in more,
             gated=id(entry) in gates,
-            woken=(*woken.get(id(entry), ()), *admitted.pop(entry.project_id, ())),
+            woken=(*woken.get(id(entry), ()), *(Wake(id) for id in admitted.pop(entry.project_id, ()))),
         )
     return [outcomes[id(entry)] for entry in group]
 
+
+#: So many workers are called at most when attempts are offered: who takes some goes on to look for more.
+MAX_CALLED = 16
 
 _PARENT_ENDED = e.CancelRequested(reason="The instance that started this one has ended.")
 _OVERRUN = e.CancelRequested(reason="A newer instance of the same concurrency key takes its place.")
@@ -178,7 +189,7 @@ def _held(
     rows = bulk.select_in(
         connection,
         _INSTANCES,
-        ("id", "fence", "last_seq", "change_seq", "owner", "lease_until", "lost_claims", "completed_at"),
+        ("id", "fence", "last_seq", "change_seq", "owner", "lease_until", "lost_claims", "completed_at", "priority"),
         "id",
         sorted(wanted),
         lock=True,
@@ -270,7 +281,7 @@ def _post(
     connection: Connection,
     letters: Sequence[tuple[Entry, str, e.Event]],
     held: Mapping[str, _Held],
-    woken: dict[int, list[str]],
+    woken: dict[int, list[Wake]],
 ) -> None:
     """Put letters into inboxes; nobody writes to an instance that has ended."""
     rows = []
@@ -278,7 +289,9 @@ def _post(
         if to not in held or held[to].completed_at is None:
             at = entry.created.at if isinstance(entry, Create) else entry.events[-1].at
             rows.append((to, msgspec.to_builtins(event), at))
-            woken.setdefault(id(entry), []).append(to)
+            row = held.get(to)
+            wake = Wake(to) if row is None else Wake(to, row.priority, row.fence, row.owner)
+            woken.setdefault(id(entry), []).append(wake)
     if rows:
         bulk.insert(connection, _INBOX, ("instance_id", "data", "created_at"), rows)
         rouse(connection, sorted({row[0] for row in rows}))
@@ -287,12 +300,15 @@ def _post(
             ungate(connection, canceled)
 
 
-def rouse(connection: Connection, instance_ids: Sequence[str]) -> None:
-    """Make the instances due, if nobody holds them: whoever forgets to wake them, the sweep does not."""
-    unheld = update(Instance).where(
-        Instance.id.in_(instance_ids), Instance.lease_until.is_(None), Instance.completed_at.is_(None)
-    )
-    connection.execute(unheld.values(due_at=db_now()), execution_options={"synchronize_session": False})
+def _offer(connection: Connection, appends: Sequence[Append], woken: dict[int, list[Wake]]) -> None:
+    """Put up the attempts that other workers may make, and take back those that nobody needs any more."""
+    for append in appends:
+        if append.offers:
+            offers.put(connection, append.instance_id, append.project_id, append.offers)
+            few = append.offers[:MAX_CALLED]
+            woken[id(append)] += [Wake(offer.id, offer.priority, labels=offer.labels, gpus=offer.gpus) for offer in few]
+        if append.revoked:
+            woken[id(append)] += offers.revoke(connection, append.instance_id, append.revoked)
 
 
 def ungate(connection: Connection, instance_ids: Sequence[str]) -> None:

@@ -146,6 +146,14 @@ def expire_all(connection: Connection) -> int:
     return result.rowcount
 
 
+def rouse(connection: Connection, instance_ids: Sequence[str]) -> None:
+    """Make the instances due, if nobody holds them: whoever forgets to wake them, the sweep does not."""
+    unheld = update(Instance).where(
+        Instance.id.in_(instance_ids), Instance.lease_until.is_(None), Instance.completed_at.is_(None)
+    )
+    connection.execute(unheld.values(due_at=db_now()), execution_options={"synchronize_session": False})
+
+
 def due(connection: Connection, limit: int) -> list[Due]:
     """Instances to be woken: their lease ran out, or their time has come; the best rank first.
 

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, insert, select
 
 from db.models import InboxItem, Instance, NodeExecution
 from db.store.instances import Status
-from db.store.journal import rouse, ungate
+from db.store.journal import ungate
+from db.store.leases import rouse
 from flow import events as e
 from flow.errors import Conflict, NotFound, WorkflowError
 from flow.states import InstanceStatus, NodeStatus
@@ -99,15 +100,15 @@ def awaited(connection: Connection, project_id: str, instance_id: str, path: str
 
 def deliver_all(
     connection: Connection, project_id: str, instance_ids: Sequence[str], event: Letterable, at: datetime
-) -> dict[str, WorkflowError]:
-    """Put the event into many inboxes; the refusals, by instance."""
-    refusals: dict[str, WorkflowError] = {}
+) -> dict[str, Status | WorkflowError]:
+    """Put the event into many inboxes; by instance, where it stood or why it was refused."""
+    found: dict[str, Status | WorkflowError] = {}
     for instance_id in sorted(instance_ids):
         try:
-            deliver(connection, project_id, instance_id, event, at)
+            found[instance_id] = deliver(connection, project_id, instance_id, event, at)
         except (NotFound, Conflict) as refusal:
-            refusals[instance_id] = refusal
-    return refusals
+            found[instance_id] = refusal
+    return found
 
 
 def waits_for_signal(
@@ -136,6 +137,9 @@ def _locked(connection: Connection, project_id: str, instance_id: str) -> Status
         Instance.change_seq,
         Instance.completed_at,
         Instance.cancel_requested_at,
+        Instance.owner,
+        Instance.fence,
+        Instance.priority,
     ).where(Instance.id == instance_id, Instance.project_id == project_id)
     row = connection.execute(query.with_for_update(key_share=True)).one_or_none()
     if row is None:
