@@ -22,7 +22,7 @@ from db.session import unavailable
 from flow.errors import StorageUnavailable, WorkflowError
 
 #: Every revision, oldest first: what Alembic would find in ``migrations/versions`` (a test compares).
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from db.base import Base
 from db.models.access import Project, Token, User
 from db.models.instances import Artifact, EventRow, InboxItem, Instance, NodeExecution, NodeResult
+from db.models.servers import Server, ServerCheck
 from db.models.workers import Meta, RemoteAttempt, Worker
 from db.models.workflows import Workflow, WorkflowVersion
 
@@ -17,6 +18,8 @@ __all__ = [
     "NodeResult",
     "Project",
     "RemoteAttempt",
+    "Server",
+    "ServerCheck",
     "Token",
     "User",
     "Worker",
