@@ -193,7 +193,7 @@ class Link:
         manner = self.manner
         if manner.delay_s:
             await asyncio.sleep(manner.delay_s)
-        while self.manner.stalled:
+        while self.manner.stalled:  # noqa: ASYNC110  (it is set from another thread)
             await asyncio.sleep(0.02)
         if self._chance.random() < manner.reset:
             pair.tear()
@@ -295,13 +295,13 @@ class _Conversation:
                     _, name, _ = body.split(b"\0", 2)
                     self.statements.append(self._prepared.get(name, ""))
                 case b"Q":
-                    text = body.rstrip(b"\0").decode(errors="replace")
-                    if text.upper().startswith("BEGIN"):
+                    statement = body.rstrip(b"\0").decode(errors="replace")
+                    if statement.upper().startswith("BEGIN"):
                         self.statements.clear()
-                    elif text.upper().startswith("COMMIT"):
+                    elif statement.upper().startswith("COMMIT"):
                         found = True
                     else:
-                        self.statements.append(text)
+                        self.statements.append(statement)
                 case _:
                     pass
         return found
