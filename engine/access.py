@@ -58,18 +58,22 @@ class Permission(StrEnum):
     INSTANCE_READ = "instance:read"
     INSTANCE_RUN = "instance:run"
     NODE_TYPE_READ = "node_type:read"
+    TASK_READ = "task:read"
+    TASK_RUN = "task:run"
+    WORKER_READ = "worker:read"
+    WORKER_ADMIN = "worker:admin"
     TOKEN_ADMIN = "token:admin"
 
 
 P = Permission
 _PERMISSION_NAMES = frozenset(permission.value for permission in Permission)
-_VIEWER = frozenset({P.WORKFLOW_READ, P.INSTANCE_READ, P.NODE_TYPE_READ})
+_VIEWER = frozenset({P.WORKFLOW_READ, P.INSTANCE_READ, P.NODE_TYPE_READ, P.TASK_READ, P.WORKER_READ})
 
 #: Role → permissions. A token's scope is the name of a role or of a permission.
 ROLES: Mapping[str, frozenset[Permission]] = {
     "viewer": _VIEWER,
-    "operator": _VIEWER | {P.INSTANCE_RUN},
-    "editor": _VIEWER | {P.INSTANCE_RUN, P.WORKFLOW_WRITE},
+    "operator": _VIEWER | {P.INSTANCE_RUN, P.TASK_RUN},
+    "editor": _VIEWER | {P.INSTANCE_RUN, P.TASK_RUN, P.WORKFLOW_WRITE},
     "admin": frozenset(Permission),
 }
 
