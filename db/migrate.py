@@ -18,11 +18,11 @@ from typing import TypeVar
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from db.session import unavailable
+from db.refusal import hopeless, unavailable
 from flow.errors import StorageUnavailable, WorkflowError
 
 #: Every revision, oldest first: what Alembic would find in ``migrations/versions`` (a test compares).
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ _OURS = {"workflows", "workflow_versions", "node_executions"}
 class DatabaseRefused(WorkflowError):
     """The database is not one that this program may use.
 
-    ``code`` is DATABASE_NEWER (a newer program has been here), FOREIGN_SCHEMA (it holds somebody else's tables) or
-    NOT_A_DATABASE (the file is something else).
+    ``code`` is DATABASE_NEWER (a newer program has been here), FOREIGN_SCHEMA (it holds somebody else's tables),
+    NOT_A_DATABASE (the file is something else) or DATABASE_DENIED (wrong password, no such database).
     """
 
 
@@ -154,6 +154,8 @@ async def _on_postgres(url: URL, work: Callable[[Connection], T]) -> T:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             return await connection.run_sync(work)
     except (DBAPIError, OSError) as error:
+        if hopeless(error):
+            raise DatabaseRefused(unavailable(error).message, code="DATABASE_DENIED") from error
         raise unavailable(error) from error
     finally:
         await engine.dispose()

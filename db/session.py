@@ -15,8 +15,8 @@ each step, and under load each step then waits a switch interval to get it back.
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +24,28 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import InterfaceError as DriverInterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from db.base import json_text, json_value
+from db.refusal import UNAVAILABLE_STATES, state_of, unavailable
 from flow.errors import StorageUnavailable
+
+__all__ = ["Database", "PostgresDatabase", "SqliteDatabase", "connect", "unavailable"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 READER_THREADS = 4
+CONNECT_TIMEOUT_S = 5.0
+POOL_TIMEOUT_S = 5.0  # for a free connection
+#: A transaction waits for nothing but the database. One that rests longer belongs to a process that was stopped or cut
+#: off, and its locks (a project's row) keep everybody waiting.
+IDLE_IN_TRANSACTION_S = 5
+RESTED_S = 60.0  # a connection that lay idle longer is asked whether it lives
 BUSY_TIMEOUT_S = 3.0  # of one transaction; a request that waits behind two of them is answered within its 10 s
 
 
@@ -60,10 +71,19 @@ class Database(ABC):
         """Give back every connection and thread."""
 
 
-def connect(url: str, *, synchronous: str = "NORMAL") -> Database:
+def connect(
+    url: str,
+    *,
+    synchronous: str = "NORMAL",
+    pool: int = 10,
+    statement_s: float = 30.0,
+    lock_s: float = 10.0,
+    name: str = "mirrorflow",
+) -> Database:
     """The database at ``url``: ``sqlite:///path`` or ``postgresql+asyncpg://…``. Opens nothing yet.
 
-    ``synchronous`` is SQLite's: NORMAL survives kill -9, FULL a power cut too.
+    ``synchronous`` is SQLite's: NORMAL survives kill -9, FULL a power cut too. The rest is PostgreSQL's: most
+    connections, the longest that a statement may take and may wait for a lock, and what the server calls us.
     """
     parsed = make_url(url)
     match parsed.get_backend_name():
@@ -72,7 +92,7 @@ def connect(url: str, *, synchronous: str = "NORMAL") -> Database:
                 raise ValueError("SQLite needs a file: sqlite:///path/to/mirrorflow.db")
             return SqliteDatabase(Path(parsed.database), synchronous=synchronous)
         case "postgresql":
-            return PostgresDatabase(url)
+            return PostgresDatabase(url, pool=pool, statement_s=statement_s, lock_s=lock_s, name=name)
         case other:
             raise ValueError(f"{other!r} is not supported: use sqlite:///… or postgresql+asyncpg://…")
 
@@ -132,20 +152,42 @@ class SqliteDatabase(Database):
 
 
 class PostgresDatabase(Database):
-    """PostgreSQL through asyncpg."""
+    """PostgreSQL through asyncpg.
+
+    A connection that the server closed (a restart) is seen without asking: asyncpg noticed. One that lay idle for long
+    is asked first, since a firewall may have forgotten it; asking each time would cost as much as the transaction.
+    """
 
     dialect = "postgresql"
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool: int, statement_s: float, lock_s: float, name: str) -> None:
         self._engine: AsyncEngine = create_async_engine(
             url,
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_pre_ping=True,
+            pool_size=pool,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
             pool_recycle=1800,
+            pool_use_lifo=True,
             json_serializer=json_text,
             json_deserializer=json_value,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                # Ours comes after the server's own: it is for the server that has gone without a word.
+                "command_timeout": statement_s + 5,
+                "prepared_statement_cache_size": 500,
+                "server_settings": {
+                    "application_name": name,
+                    "statement_timeout": str(int(statement_s * 1000)),
+                    "lock_timeout": str(int(lock_s * 1000)),
+                    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
+                    "tcp_keepalives_idle": "30",
+                    "tcp_keepalives_interval": "10",
+                    "tcp_keepalives_count": "3",
+                },
+            },
         )
+        event.listen(self._engine.sync_engine, "checkin", _note_rest)
+        event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
         self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -160,15 +202,30 @@ class PostgresDatabase(Database):
         try:
             async with engine.begin() as connection:
                 return await connection.run_sync(work, *args, **kwargs)
-        except (OperationalError, DriverInterfaceError, OSError) as error:
+        except (OperationalError, DriverInterfaceError, PoolTimeout, OSError) as error:
             raise unavailable(error) from error
         except DBAPIError as error:
-            if error.connection_invalidated or _state_of(error).startswith(_UNAVAILABLE_STATES):
+            if error.connection_invalidated or state_of(error).startswith(UNAVAILABLE_STATES):
                 raise unavailable(error) from error
             raise
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+def _note_rest(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _refuse_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """DisconnectionError makes the pool open another connection in place of this one."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+    if time.monotonic() - record.info.get("rests_since", time.monotonic()) > RESTED_S:
+        try:
+            connection.ping()
+        except Exception as error:  # it says no in many ways
+            raise DisconnectionError from error
 
 
 def _transaction(engine: Engine, work: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -188,39 +245,6 @@ def _refusal(error: DBAPIError | sqlite3.Error) -> StorageUnavailable | None:
     if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, ours):
         return unavailable(error)
     return None
-
-
-#: PostgreSQL's SQLSTATEs for what is not the statement's fault: connection, password, no such database, deadlock,
-#: resources (a full disk, too many connections), an operator (shutdown), the system, a read-only server, no tables.
-_UNAVAILABLE_STATES = ("08", "28", "3D", "40", "53", "57", "58", "25006", "42P01")
-
-
-def _state_of(error: DBAPIError) -> str:
-    return str(getattr(error.orig, "sqlstate", None) or "")
-
-
-def unavailable(error: Exception) -> StorageUnavailable:
-    """What went wrong with the database, in words with a remedy and without SQL."""
-    said = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-    for pattern, remedy in _REMEDIES:
-        if re.search(pattern, said, re.IGNORECASE):
-            return StorageUnavailable(remedy)
-    return StorageUnavailable(f"The database can't be used now ({said.splitlines()[0][:200]}). Try again.")
-
-
-_REMEDIES = [
-    (r"database is locked", "The database is locked by another program. Nothing was stored; try again."),
-    (r"full|no space", "The disk is full. Nothing was stored; free some space and try again."),
-    (r"disk i/o error", "The disk reports an error. Nothing was stored; check the disk and try again."),
-    (
-        r"not a database|malformed",
-        "The database file is damaged or no SQLite database. Restore a backup or name another.",
-    ),
-    (r"unable to open", "The database file can't be opened. Check that its folder exists and may be written to."),
-    (r"readonly|read-only", "The database file is read-only. Make it and its folder writable."),
-    (r"no such table|does not exist", "The database has no Mirrorflow tables. Run `mirrorflow db upgrade`."),
-    (r"connect|refused|closed|terminat|shut", "The database server can't be reached. Nothing was stored; try again."),
-]
 
 
 def _sqlite_engine(path: Path, synchronous: str, *, begin: str, pool_size: int) -> Engine:

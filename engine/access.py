@@ -58,18 +58,22 @@ class Permission(StrEnum):
     INSTANCE_READ = "instance:read"
     INSTANCE_RUN = "instance:run"
     NODE_TYPE_READ = "node_type:read"
+    TASK_READ = "task:read"
+    TASK_RUN = "task:run"
+    WORKER_READ = "worker:read"
+    WORKER_ADMIN = "worker:admin"
     TOKEN_ADMIN = "token:admin"
 
 
 P = Permission
 _PERMISSION_NAMES = frozenset(permission.value for permission in Permission)
-_VIEWER = frozenset({P.WORKFLOW_READ, P.INSTANCE_READ, P.NODE_TYPE_READ})
+_VIEWER = frozenset({P.WORKFLOW_READ, P.INSTANCE_READ, P.NODE_TYPE_READ, P.TASK_READ, P.WORKER_READ})
 
 #: Role → permissions. A token's scope is the name of a role or of a permission.
 ROLES: Mapping[str, frozenset[Permission]] = {
     "viewer": _VIEWER,
-    "operator": _VIEWER | {P.INSTANCE_RUN},
-    "editor": _VIEWER | {P.INSTANCE_RUN, P.WORKFLOW_WRITE},
+    "operator": _VIEWER | {P.INSTANCE_RUN, P.TASK_RUN},
+    "editor": _VIEWER | {P.INSTANCE_RUN, P.TASK_RUN, P.WORKFLOW_WRITE},
     "admin": frozenset(Permission),
 }
 
@@ -152,9 +156,10 @@ class Access:
         await self._db.write(store.ensure_project, DEFAULT_PROJECT, "default", at)
         await self._db.write(store.ensure_user, ADMIN_USER, ADMIN_NAME, True, at)
 
-    async def bootstrap(self, token: str | None, *, token_file: Path | None = None) -> None:
+    async def bootstrap(self, token: str | None, *, token_file: Path | None = None, alone: bool = True) -> None:
         """Make the defaults, let in exactly the setting ``token`` (None: nobody), and keep a token for the local
-        command line in ``token_file``, readable by its owner only.
+        command line in ``token_file``, readable by its owner only. Unless this process is ``alone`` on the database,
+        others keep such tokens too, each its own.
 
         Raises Invalid if ``token`` is shorter than 20 characters or begins as this server's own tokens do.
         """
@@ -171,7 +176,7 @@ class Access:
             await self._db.write(store.put_token, _bootstrap_row(token, self._now()))
         self._known.pop(BOOTSTRAP_TOKEN, None)
         if token_file is not None:
-            await self._keep_local_token(token_file)
+            await self._keep_local_token(token_file, LOCAL_TOKEN if alone else None)
 
     # Who is it?
 
@@ -322,14 +327,12 @@ class Access:
         await self._db.write(store.put_token, row)
         return made
 
-    async def _keep_local_token(self, file: Path) -> None:
+    async def _keep_local_token(self, file: Path, id: str | None) -> None:
         old = await asyncio.to_thread(_read_token, file)
         if old is not None and await self.authenticate(old) is not None:
             return
-        made = await self._new_token(
-            ADMIN_USER, DEFAULT_PROJECT, "local command line", ("admin",), None, id=LOCAL_TOKEN
-        )
-        self._known.pop(LOCAL_TOKEN, None)
+        made = await self._new_token(ADMIN_USER, DEFAULT_PROJECT, "local command line", ("admin",), None, id=id)
+        self._known.pop(made.id, None)
         await asyncio.to_thread(_write_token, file, made.text)
 
 
@@ -415,7 +418,7 @@ def _read_token(file: Path) -> str | None:
 
 def _write_token(file: Path, token: str) -> None:
     """Whole or not at all, and never readable by others, not even for an instant."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f"{file.name}.{clock.new_id('part')}.part")
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
         out.write(token + "\n")

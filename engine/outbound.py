@@ -1,4 +1,4 @@
-"""The one door by which nodes reach the network: every HTTP client of a handler is made here.
+"""The one door by which nodes and servers' clients reach the network: every HTTP client is made here.
 
 The clients ignore proxies and credentials of the environment, speak http and https only, and
 bound connections and waits. Rules about *which* addresses may be reached belong into
@@ -22,30 +22,28 @@ MAX_CONNECTIONS = 200
 class Outbound:
     """Makes the HTTP clients of this process, one of each kind, on first use (httpx is slow to import)."""
 
-    __slots__ = ("_client", "_sync_client")
+    __slots__ = ("_client", "_server_client", "_sync_client")
 
     def __init__(self) -> None:
         self._client: httpx.AsyncClient | None = None
+        self._server_client: httpx.AsyncClient | None = None
         self._sync_client: httpx.Client | None = None
 
     @property
     def client(self) -> httpx.AsyncClient:
         """The client for handlers on the loop."""
         if self._client is None:
-            import httpx
-
-            async def check(request: httpx.Request) -> None:
-                _checked(request)
-
-            self._client = httpx.AsyncClient(
-                trust_env=False,
-                timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
-                limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
-                max_redirects=MAX_REDIRECTS,
-                cookies=_no_cookies(),
-                event_hooks={"request": [check]},
-            )
+            self._client = _async_client(MAX_CONNECTIONS)
         return self._client
+
+    @property
+    def server_client(self) -> httpx.AsyncClient:
+        """The client for registered servers. It has connections of its own, and as many as there are servers: one that
+        hangs takes none from the nodes, and none from the others.
+        """
+        if self._server_client is None:
+            self._server_client = _async_client(None)
+        return self._server_client
 
     @property
     def sync_client(self) -> httpx.Client:
@@ -65,12 +63,29 @@ class Outbound:
 
     async def close(self) -> None:
         """Close what was opened; the object can be used again afterwards."""
-        client, sync_client = self._client, self._sync_client
-        self._client = self._sync_client = None
-        if client is not None:
-            await client.aclose()
+        clients, sync_client = (self._client, self._server_client), self._sync_client
+        self._client = self._server_client = self._sync_client = None
+        for client in clients:
+            if client is not None:
+                await client.aclose()
         if sync_client is not None:
             sync_client.close()
+
+
+def _async_client(connections: int | None) -> httpx.AsyncClient:
+    import httpx
+
+    async def check(request: httpx.Request) -> None:
+        _checked(request)
+
+    return httpx.AsyncClient(
+        trust_env=False,
+        timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
+        limits=httpx.Limits(max_connections=connections),
+        max_redirects=MAX_REDIRECTS,
+        cookies=_no_cookies(),
+        event_hooks={"request": [check]},
+    )
 
 
 def _no_cookies() -> CookieJar:

@@ -37,7 +37,8 @@ GRACE = 10.0  # seconds that a handler has to clean up when it is stopped
 class Runner:
     """Runs calls. ``slots`` says how many of each placement go at once; more than that wait their turn inside.
 
-    ``data_dir`` holds the artifact store; ``roots`` are the folders that nodes may touch.
+    ``artifacts`` is the folder of the artifact store (None: in ``data_dir``); ``roots`` are the folders that nodes may
+    touch.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Runner:
         registry: Registry,
         *,
         data_dir: Path,
+        artifacts: Path | None = None,
         roots: Sequence[Path] = (),
         processes: int | None = None,
         threads: int = 16,
@@ -52,7 +54,7 @@ class Runner:
         grace: float = GRACE,
     ) -> None:
         self.registry = registry
-        self.surroundings = Surroundings(Files(roots), ArtifactStore(data_dir / "artifacts"), Outbound())
+        self.surroundings = Surroundings(Files(roots), ArtifactStore(artifacts or data_dir / "artifacts"), Outbound())
         self.slots: dict[Placement, int] = {
             Placement.ASYNC: concurrency,
             Placement.THREAD: threads,

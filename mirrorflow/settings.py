@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "MIRRORFLOW_"
@@ -20,6 +20,8 @@ KIB, MIB = 1024, 1024 * 1024
 
 Names = Annotated[tuple[str, ...], NoDecode]
 Folders = Annotated[tuple[Path, ...], NoDecode]
+
+_LABEL = re.compile(r"[\w][\w.:/-]{0,62}")
 
 
 class BadSettings(Exception):
@@ -47,6 +49,16 @@ class Settings(BaseSettings):
         description="`sqlite:///path` or `postgresql+asyncpg://user:password@host/name`. "
         "Empty: `mirrorflow.db` in the data folder.",
     )
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="`redis://:password@host:6379/0`, `rediss://…` (TLS) or `unix:///path`: wakes the processes on one "
+        "PostgreSQL. Empty: one process.",
+    )
+    artifacts_dir: Path | None = Field(
+        None,
+        description="Folder of values too large for an event; all processes on one database must share it. "
+        "Empty: `artifacts` in the data folder.",
+    )
     token: SecretStr = Field(
         SecretStr(""), description="Bootstrap token of the administrator, 20 characters or more. Empty: none."
     )
@@ -72,6 +84,25 @@ class Settings(BaseSettings):
     processes: int = Field(
         max(1, os.cpu_count() or 1), ge=1, le=256, description="Nodes that run at the same time in processes."
     )
+    labels: Names = Field(
+        (), description="What this worker offers to nodes that ask for it in `runs_on`, separated by commas."
+    )
+    gpus: int = Field(0, ge=0, le=64, description="Graphics processors that nodes on this worker may use at a time.")
+    health_port: int = Field(
+        0, ge=0, le=65535, description="Port where `mirrorflow worker` answers `/health` and `/metrics`; 0: none."
+    )
+    wait_seconds: float = Field(
+        30.0, ge=0, le=600, description="How long a start waits for a PostgreSQL or a Redis that isn't there yet."
+    )
+    database_pool: int = Field(
+        10, ge=2, le=200, description="Most connections of one process to PostgreSQL; more work waits its turn."
+    )
+    statement_seconds: float = Field(
+        30.0, ge=1, le=3_600, description="Longest that PostgreSQL may work on one statement before it is given up."
+    )
+    lock_seconds: float = Field(
+        10.0, ge=0.1, le=600, description="Longest that a statement may wait for a lock in PostgreSQL."
+    )
     max_nodes: int = Field(5_000, ge=1, le=100_000, description="Most nodes in one workflow.")
 
     body_limit: int = Field(MIB, ge=KIB, description="Largest body of a GraphQL request, in bytes.")
@@ -89,7 +120,7 @@ class Settings(BaseSettings):
     sockets_per_user: int = Field(10, ge=1, description="Most sockets of one user.")
     subscriptions_per_socket: int = Field(20, ge=1, description="Most subscriptions on one socket.")
 
-    @field_validator("allowed_roots", "hosts", "origins", mode="before")
+    @field_validator("allowed_roots", "hosts", "origins", "labels", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -107,9 +138,40 @@ class Settings(BaseSettings):
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
+        if url.startswith(("postgresql://", "postgres://")):  # as everybody else writes it
+            return SecretStr("postgresql+asyncpg://" + url.partition("://")[2])
         if url and not url.startswith(("sqlite:///", "postgresql+asyncpg://")):
             raise ValueError("must begin with sqlite:/// or postgresql+asyncpg://")
         return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_redis(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        url = value.get_secret_value()
+        if not url:
+            return value
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        database = info.data.get("database_url")
+        if database is not None and not database.get_secret_value().startswith("postgresql"):
+            raise ValueError(
+                "Redis is for many processes, and SQLite belongs to one. Set MIRRORFLOW_DATABASE_URL to a "
+                "postgresql+asyncpg://… too, or leave this empty"
+            )
+        return value
+
+    @field_validator("artifacts_dir", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("labels")
+    @classmethod
+    def _plain_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for label in value:
+            if not _LABEL.fullmatch(label):
+                raise ValueError(f"{label[:80]!r} is no label: use up to 63 of letters, digits and . _ : / -")
+        return tuple(sorted(set(value)))
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -127,7 +189,10 @@ class Settings(BaseSettings):
         data_dir = self.data_dir.expanduser().resolve()
         roots = tuple(root.expanduser().resolve() for root in self.allowed_roots) or (data_dir / "files",)
         url = self.database_url.get_secret_value() or f"sqlite:///{data_dir / 'mirrorflow.db'}"
-        self.__dict__.update(data_dir=data_dir, allowed_roots=roots, database_url=SecretStr(url))
+        artifacts = self.artifacts_dir.expanduser().resolve() if self.artifacts_dir else data_dir / "artifacts"
+        self.__dict__.update(
+            data_dir=data_dir, allowed_roots=roots, database_url=SecretStr(url), artifacts_dir=artifacts
+        )
         return self
 
     @property
@@ -136,9 +201,20 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value()
 
     @property
-    def artifacts_dir(self) -> Path:
-        """Where outputs too large for an event are kept."""
-        return self.data_dir / "artifacts"
+    def redis(self) -> str | None:
+        """Redis' URL, password and all; None where there is only this process."""
+        return self.redis_url.get_secret_value() or None
+
+    @property
+    def artifacts(self) -> Path:
+        """Where values too large for an event are kept."""
+        assert self.artifacts_dir is not None, "set when the settings were read"
+        return self.artifacts_dir
+
+    @property
+    def alone(self) -> bool:
+        """No other process works on the database: SQLite belongs to one."""
+        return self.database.startswith("sqlite")
 
 
 class Effective(NamedTuple):
@@ -186,9 +262,14 @@ def unknown() -> list[str]:
     return sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
 
 
+def masked(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(://[^:@/]*):.*@", r"\1:********@", url)
+
+
 def _shown(name: str, value: Any) -> str:
-    if name == "database_url":
-        return re.sub(r"(://[^:@/]*):.*@", r"\1:********@", value.get_secret_value())
+    if name in {"database_url", "redis_url"}:
+        return masked(value.get_secret_value())
     if isinstance(value, SecretStr):
         return "********" if value.get_secret_value() else ""
     if isinstance(value, tuple):

@@ -70,7 +70,7 @@ def _default(name: str, value: Any) -> str:
     if name == "processes":
         return "number of CPUs"
     text = value.get_secret_value() if hasattr(value, "get_secret_value") else value
-    return f"`{text}`" if text not in ("", ()) else ""
+    return f"`{text}`" if text not in ("", (), None) else ""
 
 
 def nodes_page() -> str:

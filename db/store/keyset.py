@@ -75,6 +75,7 @@ class Listing(msgspec.Struct, frozen=True):
     """One kind of thing that is listed: its columns, what may be filtered, and the orders it has an index for.
 
     The last column of each order is unique within ``parent`` (or the project), so that every row has one place.
+    ``shared``: the rows belong to no project; every project sees them all.
     """
 
     columns: tuple[Any, ...]
@@ -82,6 +83,7 @@ class Listing(msgspec.Struct, frozen=True):
     orders: Mapping[str, tuple[Any, ...]]
     project: Any = None
     parent: Any = None
+    shared: bool = False
 
 
 class Slice(msgspec.Struct, frozen=True):
@@ -110,7 +112,7 @@ def page(connection: Connection, listing: Listing, project_id: str, where: Filte
     order, reverse = listing.orders[part.order], part.descending != part.backward
     query = (
         select(*listing.columns)
-        .where(listing.project == project_id, condition(connection, listing, where), *_bounds(listing, part))
+        .where(_seen(listing, project_id), condition(connection, listing, where), *_bounds(listing, part))
         .order_by(*(column.desc() if reverse else column.asc() for column in order))
         .limit(part.limit + 1)
     )
@@ -119,7 +121,7 @@ def page(connection: Connection, listing: Listing, project_id: str, where: Filte
 
 def count(connection: Connection, listing: Listing, project_id: str, where: Filter) -> int:
     """How many of the project's rows match."""
-    query = select(func.count()).where(listing.project == project_id, condition(connection, listing, where))
+    query = select(func.count()).where(_seen(listing, project_id), condition(connection, listing, where))
     return int(connection.execute(query).scalar_one())
 
 
@@ -192,6 +194,10 @@ def condition(connection: Connection, listing: Listing, where: Filter) -> Column
                     return column >= value  # type: ignore[no-any-return]
                 case "lte":
                     return column <= value  # type: ignore[no-any-return]
+
+
+def _seen(listing: Listing, project_id: str) -> ColumnElement[bool]:
+    return true() if listing.shared else listing.project == project_id
 
 
 def _nested(

@@ -61,18 +61,23 @@ async def wait_until(condition: Callable[[], Awaitable[T]], within: float = 15.0
 
 
 class Server:
-    """One server process over one data folder; the port and the token stay the same over restarts."""
+    """One server process over one data folder; the port and the token stay the same over restarts.
+
+    ``command`` is what it runs: ``serve``, or ``worker``, which has no public interface.
+    """
 
     def __init__(
         self,
         data_dir: Path,
         *,
+        command: str = "serve",
         env: Mapping[str, str] | None = None,
         args: tuple[str, ...] = (),
         token: str = TOKEN,
         port: int | None = None,
     ) -> None:
         self.data_dir = data_dir
+        self.command = command
         self.token = token
         self.port = port or free_port()
         self.args = args
@@ -126,7 +131,7 @@ class Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._told.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mirrorflow", "serve", *self.args],
+            [sys.executable, "-m", "mirrorflow", self.command, *self.args],
             env=self.env,
             cwd=self.data_dir,
             stdout=subprocess.PIPE,
@@ -142,6 +147,10 @@ class Server:
     async def start(self, within: float = START_TIMEOUT_S) -> Self:
         """Start the process and wait for its line ``ready in …``. Raises RuntimeError with its output if none came."""
         self.spawn()
+        return await self.ready(within)
+
+    async def ready(self, within: float = START_TIMEOUT_S) -> Self:
+        """Wait for the line ``ready in …`` of a process that was spawned. Raises RuntimeError as ``start`` does."""
         told = await asyncio.to_thread(self._told.wait, within)
         if not told or not self.running:
             self.kill()
@@ -150,8 +159,14 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL the whole process group, as a power button would, and wait for its end."""
-        self._signal_group(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self._reap(10)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the whole process group, and don't wait."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     async def stop(self, signal_number: int = signal.SIGTERM, within: float = STOP_TIMEOUT_S) -> int:
         """Ask the process to stop and wait; its exit code. After ``within`` s it is killed: TimeoutError."""
@@ -164,7 +179,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise TimeoutError(f"the server did not stop:\n{self.output[-4000:]}") from None
-        self._signal_group(signal.SIGKILL)  # a node's process that outlived its server would keep the pipe open
+        self.send_signal(signal.SIGKILL)  # a node's process that outlived its server would keep the pipe open
         self._reap(10)
         return self._process.returncode
 
@@ -190,11 +205,6 @@ class Server:
                 if "ready in" in line:
                     self._told.set()
         self._told.set()
-
-    def _signal_group(self, number: int) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
 
     def _reap(self, timeout: float) -> None:
         if self._process is not None:

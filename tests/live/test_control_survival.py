@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 
+from tests.live.oracle import hold
 from tests.live.server import QueryFailed, Server
-from tests.live.test_survival import CREATE, START, hold
+from tests.live.test_survival import CREATE, START
 
 INSTANCES = 12
 ITEMS = 12

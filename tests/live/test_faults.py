@@ -17,9 +17,9 @@ import pytest
 
 from db import migrate
 from tests.live.mischief import START, Health, ask, flow, run, step, stored
+from tests.live.oracle import hold
 from tests.live.server import ROOT, TOKEN, Server, wait_until
 from tests.live.test_streams import begun, ended, gate
-from tests.live.test_survival import hold
 
 ROOT_ONLY = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux"

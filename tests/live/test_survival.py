@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Connection, text
 from websockets.exceptions import WebSocketException
 
-from db.session import connect
+from tests.live.oracle import hold
 from tests.live.server import Server
 
 WIDTH = 4
@@ -141,30 +140,3 @@ async def run_to_the_end(server: Server, workflow: str, key: str, n: int) -> tup
                 return id, events
         except (OSError, httpx.HTTPError, WebSocketException, EOFError):
             await asyncio.sleep(0.05)  # the server is dead: try again until it is back
-
-
-async def hold(url: str) -> None:
-    """Assert what must hold of the database after every fault; no server works on it any more."""
-    database = connect(url)
-    try:
-        await database.read(oracle)
-    finally:
-        await database.close()
-
-
-def oracle(connection: Connection) -> None:
-    """What must hold after every fault, in SQL."""
-    nothing = {
-        "instances that did not end": "SELECT id FROM instances WHERE completed_at IS NULL",
-        "leases that are held": "SELECT id FROM instances WHERE owner IS NOT NULL",
-        "gaps in a history": "SELECT instance_id FROM events GROUP BY instance_id "
-        "HAVING max(seq) != count(*) OR min(seq) != 1",
-        "nodes committed twice": "SELECT instance_id, path FROM events WHERE type = 'node.completed' "
-        "GROUP BY instance_id, path HAVING count(*) > 1",
-        "rows behind their events": "SELECT id FROM instances i "
-        "WHERE last_seq != (SELECT max(seq) FROM events WHERE instance_id = i.id)",
-        "events out of the project's order": "SELECT a.instance_id FROM events a JOIN events b "
-        "ON a.instance_id = b.instance_id AND a.seq + 1 = b.seq WHERE a.change_seq >= b.change_seq",
-    }
-    for what, query in nothing.items():
-        assert connection.execute(text(query)).all() == [], what

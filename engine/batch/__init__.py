@@ -1,0 +1,1 @@
+"""What runs tasks: the expansion of folders, the ledger's driver, and where outputs land."""

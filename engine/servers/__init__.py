@@ -1,0 +1,1 @@
+"""Servers: places that execute work, behind one contract whatever they speak."""
