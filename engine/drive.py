@@ -34,7 +34,6 @@ from engine.calls import Broke, Done, LogLine, Outcome, Progress, Report
 from engine.children import ChildRefused, farewell
 from engine.output import MAX_INLINE, MAX_OUTPUT
 from flow import events as e
-from flow import placing
 from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
 from flow.errors import Category, Failure, StorageUnavailable
 from flow.events import Artifact

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
+from importlib import metadata
 
 from db.session import Database
-from db.store import leases
+from db.store import leases, offers
 from engine import clock
 from engine.access import Access
-from engine.bus import Bus
+from engine.bus import Bus, LocalBus
 from engine.children import Children
 from engine.executor import Executor
 from engine.health import StorageCheck
@@ -18,8 +20,9 @@ from engine.instances import Instances
 from engine.journal import Journal
 from engine.nodes.registry import Registry
 from engine.placement import Runner
-from engine.queue import Queue
+from engine.queue import LocalQueue, Queue
 from engine.streams import Streams
+from engine.workers import Workers
 from engine.workflows import Workflows
 from flow.definition import MAX_NODES
 
@@ -29,6 +32,9 @@ class Engine:
 
     ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
     that what a dead predecessor held is taken over at once and not when its leases run out.
+    Without a ``queue`` and a ``bus`` they are this process's own; several processes on one database need such as they
+    share. ``works`` False: it starts, shows and controls runs, and leaves it to others to drive them. ``labels`` and
+    ``gpus`` are what nodes may ask a worker for.
     ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
     """
 
@@ -37,6 +43,11 @@ class Engine:
         database: Database,
         runner: Runner,
         *,
+        queue: Queue | None = None,
+        bus: Bus | None = None,
+        works: bool = True,
+        labels: frozenset[str] = frozenset(),
+        gpus: int = 0,
         alone: bool = False,
         lease_s: float = 15.0,
         max_nodes: int = MAX_NODES,
@@ -48,24 +59,46 @@ class Engine:
         self.registry: Registry = runner.registry
         self.artifacts = runner.surroundings.artifacts
         self.worker = f"{socket.gethostname()[:32]}:{os.getpid()}:{clock.new_id('wrk')[-6:]}"
-        self.bus = Bus()
+        self.bus: Bus = bus if bus is not None else LocalBus()
+        self.works = works
+        #: Set when somebody has asked this worker to take nothing new: once it is idle, its process may end.
+        self.drain_asked = asyncio.Event()
+        self.workers = Workers(
+            database,
+            self.bus,
+            id=self.worker,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=metadata.version("mirrorflow"),
+            labels=labels,
+            gpus=gpus,
+            slots=lambda: self.executor.places.slots,
+            running=lambda: self.executor.places.running,
+            instances=lambda: self.executor.driven,
+            on_drain=self.drain,
+            works=works,
+        )
         self.access = Access(database)
         self.workflows = Workflows(database, self.registry.type_infos, self._changed, max_nodes)
         self.streams = Streams(database, self.bus)
-        self.queue = Queue()
+        self.queue: Queue = queue if queue is not None else LocalQueue()
         self.journal = Journal(database, self.bus, observe_commit)
         self.executor = Executor(
             database,
             self.journal,
             self.queue,
+            self.bus,
+            self.workers,
             runner,
             self.workflows.version,
             Children(database, self.workflows),
             worker=self.worker,
             lease_s=lease_s,
+            labels=labels,
+            gpus=gpus,
             observe=observe_node,
         )
-        self.journal.wake = lambda instance_id: self.executor.wake(instance_id, inbox=True)
+        self.journal.tell = self.executor.tell
         self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
         #: Await it: raises StorageUnavailable where nothing can be stored now.
         self.storage_check = StorageCheck(database)
@@ -75,14 +108,29 @@ class Engine:
         """Begin to work; what an earlier process left undone is taken up again."""
         if self._alone:
             await self.database.write(leases.expire_all)
+            await self.database.write(offers.expire_all)
+        await self.bus.start()
+        await self.queue.start()
         await self.runner.start()
         self.journal.start()
-        self.executor.start()
+        await self.workers.start()
+        if self.works:
+            self.executor.start()
+
+    def drain(self) -> None:
+        """Take no new work; what is under way goes on here, or is left to other workers as it comes to rest."""
+        self.executor.drain()
+        self.workers.drain()
+        self.drain_asked.set()
 
     async def stop(self, grace_s: float = 30.0) -> None:
         """Let running nodes finish within the grace, then stop; the database stays open for its owner to close."""
+        self.workers.drain()
         await self.executor.stop(grace_s)
         await self.journal.close()
+        await self.workers.stop()
+        await self.queue.close()
+        await self.bus.close()
         await self.runner.close()
         await self.access.close()
 

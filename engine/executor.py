@@ -136,9 +136,9 @@ class Executor:
 
     def start(self) -> None:
         """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
-        mine = (self._claiming, self._renewing, self._sweeping, self._trying_suspects, self._hearing, self._looking_round)
-        theirs = (self.offers.taking, self.offers.sweeping, self.offers.renewing, self.offers.writing)
-        for loop in (*mine, *theirs):
+        of_instances = (self._claiming, self._renewing, self._sweeping, self._trying_suspects)
+        of_offers = (self.offers.taking, self.offers.sweeping, self.offers.renewing, self.offers.writing)
+        for loop in (*of_instances, *of_offers, self._hearing, self._looking_round):
             self._tasks.add(asyncio.create_task(_kept_up(loop), name=loop.__qualname__))
 
     async def stop(self, grace_s: float = 30.0) -> None:
@@ -309,10 +309,10 @@ class Executor:
         """Know what others have free; who waits for a place here may offer its nodes to them."""
         while True:
             await asyncio.sleep(LOOK_ROUND_S)
-            others = [one for one in await self._workers.live() if one.id != self.worker and not one.draining]
+            others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
             self._others = len(others)
             self._elsewhere = {
-                lane: sum(max(0, other.slots.get(lane, 0) - other.running.get(lane, 0)) for other in others)
+                lane: sum(max(0, other.free(lane)) for other in others)
                 for lane in self.places.slots
             }
             for lane, free in self._elsewhere.items():

@@ -5,7 +5,7 @@ to the instance, written together for all attempts that have something to say at
 
 * short work says that it began only when it is over: the beginning of what lasts is told after ``TOLD_AFTER_S``;
 * who can't store a result keeps it and tries again: the work is done and must not be lost;
-* an offer that another worker holds by now, or that nobody wants any more, is stopped; what is written for it is dropped.
+* an offer that another worker holds by now, or that nobody wants any more, is stopped, and its result is dropped.
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ class Offers:
         end: e.NodeEvent
         artifacts: tuple[e.Artifact, ...] = ()
         try:
-            outcome: Outcome = await self._attempts.make(await self._attempt(taken), lambda said: self._heard(work, said))
+            attempt = await self._attempt(taken)
+            outcome: Outcome = await self._attempts.make(attempt, lambda said: self._heard(work, said))
             match outcome:
                 case Done(output=output, usage=usage, artifact=artifact, artifacts=others, cached=cached):
                     end = e.NodeCompleted(path, number, output, artifact, usage, cached)

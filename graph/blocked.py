@@ -12,6 +12,7 @@ from strawberry import field
 
 from db.store import keyset
 from engine.access import Actor
+from engine.workers import Workers
 from flow import blocked, states
 from flow import events as e
 from flow.events import PauseReason, Phase
@@ -85,6 +86,15 @@ class Place:
     lane: str = field(description="The kind of place, such as process.")
 
 
+@strawberry.type(description="Offered to the workers that have what it needs; none of them has taken it yet.")
+class WorkerLabels:
+    """See ``flow.blocked.WorkerLabels``."""
+
+    labels: list[str] = field(description="Labels that the worker must have.")
+    gpus: int = field(description="Graphics cards that the worker must have free.")
+    workers: int = field(description="How many workers have all that and take work now; with 0, start one.")
+
+
 BlockedBy = Annotated[
     UpstreamNodes
     | Timer
@@ -96,7 +106,8 @@ BlockedBy = Annotated[
     | Paused
     | ConcurrencyKey
     | Quota
-    | Place,
+    | Place
+    | WorkerLabels,
     strawberry.union("BlockedBy", description="One reason why a node isn't running."),
 ]
 Shown = (
@@ -111,10 +122,11 @@ Shown = (
     | ConcurrencyKey
     | Quota
     | Place
+    | WorkerLabels
 )
 
 
-def reason(held: blocked.Reason, actor: Actor) -> Shown:
+def reason(held: blocked.Reason, actor: Actor, workers: Workers) -> Shown:
     """The reason as this caller may see it."""
     match held:
         case blocked.UpstreamNodes(paths=paths):
@@ -138,6 +150,9 @@ def reason(held: blocked.Reason, actor: Actor) -> Shown:
             return Quota(of=QuotaOwner(of))
         case blocked.Place(lane=lane):
             return Place(lane=lane)
+        case blocked.WorkerLabels(labels=labels, gpus=gpus):
+            fitting = sum(worker.fits(labels, gpus) for worker in workers.live())
+            return WorkerLabels(labels=list(labels), gpus=gpus, workers=fitting)
         case _:
             assert_never(held)
 

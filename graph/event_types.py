@@ -290,6 +290,15 @@ class NodeLostEvent(NodeEvent):
     worker: str | None = field(description="The worker that died.")
 
 
+@strawberry.type(description="A node is offered to other workers: whoever has the labels and a free place starts it.")
+class NodeScheduledEvent(NodeEvent):
+    """See ``flow.events.NodeScheduled``."""
+
+    attempt: int = field(description="The attempt that is offered, from 1.")
+    labels: list[str] = field(description="Labels that the worker must have.")
+    gpus: int = field(description="Graphics cards that the worker must have free.")
+
+
 @strawberry.type(description="A line that a node wrote.")
 class LogLine:
     """A ``node.log`` event by itself."""

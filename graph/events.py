@@ -35,6 +35,7 @@ from graph.event_types import (
     NodeLostEvent,
     NodeProgressEvent,
     NodeRetryingEvent,
+    NodeScheduledEvent,
     NodeSkippedEvent,
     NodeStartedEvent,
     NodeWaitingEvent,
@@ -60,6 +61,7 @@ KINDS: dict[type[e.Event], type[InstanceEvent]] = {
     e.InstanceFailed: InstanceFailedEvent,
     e.InstanceCanceled: InstanceCanceledEvent,
     e.InstanceTimedOut: InstanceTimedOutEvent,
+    e.NodeScheduled: NodeScheduledEvent,
     e.NodeStarted: NodeStartedEvent,
     e.NodeWaiting: NodeWaitingEvent,
     e.NodeProgress: NodeProgressEvent,
@@ -136,6 +138,8 @@ def event(instance_id: str, recorded: e.Recorded, actor: Actor | None) -> Instan
             return InstanceCanceledEvent(**common, reason=reason)
         case e.InstanceTimedOut(error=error):
             return InstanceTimedOutEvent(**common, error=failure(error, actor))
+        case e.NodeScheduled(attempt=attempt, labels=labels, gpus=gpus):
+            return NodeScheduledEvent(**common, attempt=attempt, labels=list(labels), gpus=gpus)
         case e.NodeStarted(attempt=attempt, worker=worker):
             return NodeStartedEvent(**common, attempt=attempt, worker=worker)
         case e.NodeWaiting(attempt=attempt, awaited=waits):

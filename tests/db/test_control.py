@@ -70,7 +70,7 @@ async def test_a_child_is_there_with_the_event_that_names_it(database: Database)
     entry = append(made, STARTED, NODE_STARTED, children=[child_of(made, "child")])
     [first] = await database.write(commit, [entry])
     assert isinstance(first, Committed)
-    assert first.woken == ("inst-child",)
+    assert [wake.id for wake in first.woken] == ["inst-child"]
     [again] = await database.write(commit, [entry])
     assert isinstance(again, Committed)
     assert [due.instance_id for due in await database.read(leases.due, 10)] == ["inst-child"]
@@ -89,13 +89,13 @@ async def test_the_end_of_an_instance_reaches_parent_and_children(database: Data
     await database.write(leases.claim, "w1", ["inst-kept"], 15.0)
     [outcome] = await database.write(commit, [append(kept, STARTED, DONE, letters=[("inst-parent", ended)])])
     assert isinstance(outcome, Committed)
-    assert outcome.woken == ("inst-parent",)
+    assert [wake.id for wake in outcome.woken] == ["inst-parent"]
     assert "inst-parent" in [due.instance_id for due in await database.read(leases.due, 10)]
     [claim] = await database.write(leases.claim, "w1", ["inst-parent"], 15.0)
     failing = append(parent, FAILED, before=(STARTED,), fence=claim.fence)
     [outcome] = await database.write(commit, [failing])
     assert isinstance(outcome, Committed)
-    assert outcome.woken == ("inst-ends",)
+    assert [wake.id for wake in outcome.woken] == ["inst-ends"]
     assert await inbox(database) == [("inst-ends", "instance.cancel_requested")]
     late = append(ends, STARTED, DONE, letters=[("inst-parent", ended)])
     await database.write(leases.claim, "w1", ["inst-ends"], 15.0)
@@ -190,7 +190,7 @@ async def test_a_gate_opens_when_its_place_is_free(database: Database) -> None:
     assert sorted(claim.instance_id for claim in claims) == ["inst-1", "inst-3"]
     [outcome] = await database.write(commit, [append(first, STARTED, DONE)])
     assert isinstance(outcome, Committed)
-    assert outcome.woken == ("inst-2",)
+    assert [wake.id for wake in outcome.woken] == ["inst-2"]
     assert await gates(database) == {"inst-2": None, "inst-3": None}
 
 

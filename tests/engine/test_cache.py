@@ -43,7 +43,7 @@ class Work:
 
 @pytest.fixture
 async def results(engine: Engine) -> ResultCache:
-    return engine.executor.results
+    return ResultCache(engine.database, engine.artifacts)
 
 
 def test_a_key_is_the_same_for_equal_work_only() -> None:

@@ -66,7 +66,7 @@ async def test_cleaning_up_is_not_disturbed(engine: Engine) -> None:
 
 async def test_a_place_is_offered_to_an_instance_that_has_nodes_running(engine: Engine) -> None:
     """An instance hears of a free place also while others of its nodes run on."""
-    engine.executor._room["async"] = 2
+    engine.executor.places._room["async"] = 2
     first_in, first_go = gate("place 1")
     second_in, _ = gate("place 2")
     third_in, _ = gate("place 3")
@@ -82,7 +82,7 @@ async def test_a_place_is_offered_to_an_instance_that_has_nodes_running(engine: 
 
 async def test_a_place_is_offered_to_who_waits_for_one_of_its_kind(engine: Engine) -> None:
     """Who stands first in line for another kind of place doesn't keep it from the next."""
-    engine.executor._room |= {"async": 1, "thread": 0}
+    engine.executor.places._room |= {"async": 1, "thread": 0}
     entered, go = gate("kind 1")
     other_in, _ = gate("kind 2")
     await started(engine, document([gated("x", "kind 1")], name="one"))
@@ -98,7 +98,7 @@ async def test_a_place_is_offered_to_who_waits_for_one_of_its_kind(engine: Engin
 
 async def test_a_deadline_holds_while_a_retry_lacks_room(engine: Engine) -> None:
     """A retry that is overdue, for want of a place, doesn't hide the instance's timeout."""
-    engine.executor._room["async"] = 2
+    engine.executor.places._room["async"] = 2
     entered, _ = gate("deadline 1")
     other_in, _ = gate("deadline 2")
     retry = {"max": 5, "base": "50ms", "jitter": 0}
