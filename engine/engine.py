@@ -10,7 +10,7 @@ from db.session import Database
 from db.store import leases
 from engine import clock
 from engine.access import Access
-from engine.bus import Bus
+from engine.bus import Bus, LocalBus
 from engine.children import Children
 from engine.executor import Executor
 from engine.health import StorageCheck
@@ -18,7 +18,7 @@ from engine.instances import Instances
 from engine.journal import Journal
 from engine.nodes.registry import Registry
 from engine.placement import Runner
-from engine.queue import Queue
+from engine.queue import LocalQueue, Queue
 from engine.streams import Streams
 from engine.workflows import Workflows
 from flow.definition import MAX_NODES
@@ -48,11 +48,11 @@ class Engine:
         self.registry: Registry = runner.registry
         self.artifacts = runner.surroundings.artifacts
         self.worker = f"{socket.gethostname()[:32]}:{os.getpid()}:{clock.new_id('wrk')[-6:]}"
-        self.bus = Bus()
+        self.bus: Bus = LocalBus()
         self.access = Access(database)
         self.workflows = Workflows(database, self.registry.type_infos, self._changed, max_nodes)
         self.streams = Streams(database, self.bus)
-        self.queue = Queue()
+        self.queue: Queue = LocalQueue()
         self.journal = Journal(database, self.bus, observe_commit)
         self.executor = Executor(
             database,
