@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from importlib import metadata
 
 from db.session import Database
 from db.store import leases
@@ -20,6 +21,7 @@ from engine.nodes.registry import Registry
 from engine.placement import Runner
 from engine.queue import LocalQueue, Queue
 from engine.streams import Streams
+from engine.workers import Workers
 from engine.workflows import Workflows
 from flow.definition import MAX_NODES
 
@@ -67,6 +69,18 @@ class Engine:
         )
         self.journal.wake = lambda instance_id: self.executor.wake(instance_id, inbox=True)
         self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
+        self.workers = Workers(
+            database,
+            self.bus,
+            id=self.worker,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=metadata.version("mirrorflow"),
+            slots=lambda: {str(lane): slots for lane, slots in self.runner.slots.items()},
+            running=lambda: self.executor.running,
+            instances=lambda: self.executor.driven,
+            on_drain=lambda: setattr(self.executor, "draining", True),
+        )
         #: Await it: raises StorageUnavailable where nothing can be stored now.
         self.storage_check = StorageCheck(database)
         self._alone = alone
@@ -77,12 +91,15 @@ class Engine:
             await self.database.write(leases.expire_all)
         await self.runner.start()
         self.journal.start()
+        await self.workers.start()
         self.executor.start()
 
     async def stop(self, grace_s: float = 30.0) -> None:
         """Let running nodes finish within the grace, then stop; the database stays open for its owner to close."""
+        self.workers.drain()
         await self.executor.stop(grace_s)
         await self.journal.close()
+        await self.workers.stop()
         await self.runner.close()
         await self.access.close()
 
