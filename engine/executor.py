@@ -311,10 +311,7 @@ class Executor:
             await asyncio.sleep(LOOK_ROUND_S)
             others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
             self._others = len(others)
-            self._elsewhere = {
-                lane: sum(max(0, other.free(lane)) for other in others)
-                for lane in self.places.slots
-            }
+            self._elsewhere = {lane: sum(max(0, other.free(lane)) for other in others) for lane in self.places.slots}
             for lane, free in self._elsewhere.items():
                 if free:
                     for waiter in self.places.in_line(lane):

@@ -179,7 +179,7 @@ async def blocked_by(info: Info, instance_id: str, path: str, state: NodeState |
         paused = last.event if last is not None and isinstance(last.event, e.InstancePaused) else None
     held = blocked.blocked_by(inner, nodes, path, paused=paused, gate=_gate(row))
     actor = caller(info)
-    return [reason(each, actor) for each in held]
+    return [reason(each, actor, info.context.engine.workers) for each in held]
 
 
 def _gate(row: keyset.Record) -> blocked.ConcurrencyKey | blocked.Quota | None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 
 import msgspec
 import strawberry
-import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -54,11 +52,10 @@ from graph.limits import Limits
 from graph.request import decoded
 from graph.view import GraphQLView
 from mirrorflow.edge import CONTENT_SECURITY_POLICY, Edge
-from mirrorflow.observability import metrics_response
+from mirrorflow.health import Checks, health_routes
 
 STATIC = Path(__file__).parent / "static"
 SESSION_SECONDS = 30 * 24 * 3600
-CHECK_SECONDS = 5.0
 GRACE_SECONDS = 10
 #: After this many seconds without an acknowledgement the kernel gives a client up, however full its buffer is.
 UNREAD_SECONDS = 10
@@ -67,8 +64,6 @@ UNREAD_SECONDS = 10
 PLAYGROUND_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'").replace(
     "font-src 'self'", "font-src 'self' data:"
 )
-
-log = structlog.get_logger("http")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,7 @@ class Backend:
     sign_in: Callable[[str], Awaitable[str | None]]
     open_artifact: Callable[[User, str], Awaitable[Download]]
     import_definition: Callable[[User, str], Awaitable[Any]]
-    ready: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    ready: Checks = field(default_factory=dict)
 
 
 def application(
@@ -114,7 +109,7 @@ def application(
     ``hosts``: the names it answers to besides localhost and addresses, None for any (behind a proxy that checks).
     ``allowed_origins``: other sites' pages that may use it. ``lifespan`` starts and stops the rest.
     """
-    routes = _Routes(backend, registry, static, frozenset(allowed_origins), import_bytes)
+    routes = _Routes(backend, static, frozenset(allowed_origins), import_bytes)
     view = GraphQLView(
         schema,
         authenticate=backend.authenticate,
@@ -132,9 +127,7 @@ def application(
             Route("/session", routes.session, methods=["GET", "POST", "DELETE"]),
             Route("/import", routes.import_definition, methods=["POST"]),
             Route("/artifacts/{id}", routes.artifact, methods=["GET"]),
-            Route("/health/live", routes.live, methods=["GET"]),
-            Route("/health/ready", routes.ready, methods=["GET"]),
-            Route("/metrics", routes.metrics, methods=["GET"]),
+            *health_routes(backend.ready, registry),
             Mount("/static", StaticFiles(directory=static, check_dir=False)),
         ],
         exception_handlers={
@@ -152,12 +145,10 @@ class _Routes:
     def __init__(
         self,
         backend: Backend,
-        registry: CollectorRegistry,
         static: Path,
         allowed_origins: frozenset[str],
         import_bytes: int,
     ) -> None:
-        self._registry = registry
         self._backend = backend
         self._static = static
         self._import_bytes = import_bytes
@@ -218,22 +209,6 @@ class _Routes:
         headers = {"content-security-policy": "default-src 'none'; sandbox", "cache-control": "private, max-age=3600"}
         return FileResponse(found.path, headers=headers, media_type=found.media_type, filename=found.name)
 
-    async def live(self, request: Request) -> Response:
-        """The process answers."""
-        return _json({"status": "ok"})
-
-    async def ready(self, request: Request) -> Response:
-        """Every part that work depends on is in order; 503 and the names of those that are not."""
-        names = list(self._backend.ready)
-        problems = await asyncio.gather(*(_problem(name, self._backend.ready[name]) for name in names))
-        checks = {name: problem or "ok" for name, problem in zip(names, problems, strict=True)}
-        failed = any(problems)
-        return _json({"status": "unavailable" if failed else "ok", "checks": checks}, 503 if failed else 200)
-
-    async def metrics(self, request: Request) -> Response:
-        """Figures for Prometheus."""
-        return metrics_response(self._registry)
-
     async def _user(self, request: Request, *, required: bool = True) -> Any:
         user = await signed_in(request, self._backend.authenticate)
         if user is None and required:
@@ -243,20 +218,6 @@ class _Routes:
     def _check_origin(self, request: Request) -> None:
         if not origin_allowed(request, self._allowed_origins):
             raise RequestError(403, "ORIGIN_REFUSED", "Pages of other sites may not use this server.")
-
-
-async def _problem(name: str, check: Callable[[], Awaitable[None]]) -> str | None:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            await check()
-    except TimeoutError:
-        return f"no answer within {CHECK_SECONDS:g} seconds"
-    except WorkflowError as error:
-        return error.message
-    except Exception:
-        log.exception("health check failed", check=name)
-        return "failed; see the log"
-    return None
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

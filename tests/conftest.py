@@ -12,7 +12,7 @@ import pytest
 
 from tests.live.server import Server
 
-pytest_plugins = ["tests.databases"]
+pytest_plugins = ["tests.databases", "tests.redis"]
 
 
 @pytest.fixture(autouse=True)

@@ -98,6 +98,11 @@ class Postgres:
         self._server.wait(10)
 
     @property
+    def running(self) -> bool:
+        """True while the server lives."""
+        return self._server.poll() is None
+
+    @property
     def socket(self) -> Path:
         """The Unix socket that it listens on."""
         return self._folder / ".s.PGSQL.5432"

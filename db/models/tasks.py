@@ -105,8 +105,8 @@ class TaskItem(Base):
     """One file of a batch, or the one run of another task (``path`` is empty then).
 
     ``relative`` is the path below its target folder. ``sha256`` is the file's when it was last sent out. ``attempts``
-    counts how often it was, ``losses`` how often its server was lost meanwhile. ``ref`` is the server's word for the
-    attempt under way. RUNNING items are the slots taken on their server. ``due_at``, on the *database's* clock: not
+    counts how often it was; ``failures`` and ``losses``, how often that failed for a passing reason or its server was
+    lost, since somebody last asked for the item. ``ref`` is the server's word for the attempt under way. RUNNING items are the slots taken on their server. ``due_at``, on the *database's* clock: not
     before. ``outputs`` are the files it made, ``result`` what its run gave.
     """
 
@@ -132,6 +132,7 @@ class TaskItem(Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     status: Mapped[str] = mapped_column(String(16))
     attempts: Mapped[int] = mapped_column(Integer)
+    failures: Mapped[int] = mapped_column(Integer)
     losses: Mapped[int] = mapped_column(Integer)
     server_id: Mapped[str | None] = mapped_column(String(64))
     ref: Mapped[str | None] = mapped_column(Text)

@@ -197,7 +197,10 @@ def condition(connection: Connection, listing: Listing, where: Filter) -> Column
 
 
 def _seen(listing: Listing, project_id: str) -> ColumnElement[bool]:
-    return true() if listing.shared else listing.project == project_id
+    """True for every row of a shared listing: said of its first column, so that a count knows what it counts."""
+    if listing.shared:
+        return listing.columns[0].is_not(None)  # type: ignore[no-any-return]
+    return listing.project == project_id  # type: ignore[no-any-return]
 
 
 def _nested(

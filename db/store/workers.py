@@ -42,6 +42,11 @@ class WorkerInfo:
     instances: int
     state: State
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new work."""
+        return self.state == "DRAINING"
+
     def fits(self, labels: Collection[str], gpus: int = 0) -> bool:
         """Whether it takes new work that needs all these labels and that many GPUs."""
         return self.state == "ONLINE" and self.labels.issuperset(labels) and self.gpus >= gpus

@@ -58,6 +58,7 @@ class Hit:
     """One COMMIT to wait for. ``wait`` says whether it came by."""
 
     statement: str
+    about: bytes
     reply: Reply
     then: Callable[[], None]
     done: threading.Event = field(default_factory=threading.Event)
@@ -135,11 +136,13 @@ class Link:
         self.manner = Manner()
         self._links.call(self._tear(False, torn=False))
 
-    def at_commit(self, statement: str, reply: Reply, then: Callable[[], None] = lambda: None) -> Hit:
-        """Wait for the next COMMIT of a transaction with a statement like this: ``then`` is called at that moment, in
-        the links' thread, and but for ``Reply.HEARD`` the connection is torn.
+    def at_commit(
+        self, statement: str, reply: Reply, then: Callable[[], None] = lambda: None, *, about: str = ""
+    ) -> Hit:
+        """Wait for the next COMMIT of a transaction with a statement like this that names ``about`` among its values:
+        ``then`` is called at that moment, in the links' thread, and but for ``Reply.HEARD`` the connection is torn.
         """
-        hit = Hit(statement, reply, then)
+        hit = Hit(statement.lower(), about.encode(), reply, then)
         self._hits.append(hit)
         return hit
 
@@ -200,9 +203,9 @@ class Link:
             return False
         return True
 
-    def _hit(self, statements: list[str]) -> Hit | None:
+    def _hit(self, statements: list[tuple[str, bytes]]) -> Hit | None:
         for hit in self._hits:
-            if any(hit.statement in statement for statement in statements):
+            if any(hit.statement in statement and hit.about in values for statement, values in statements):
                 self._hits.remove(hit)
                 return hit
         return None
@@ -278,7 +281,8 @@ class _Conversation:
     """What a client of PostgreSQL has said in the transaction that is under way."""
 
     def __init__(self) -> None:
-        self.statements: list[str] = []
+        #: Each statement in lower case, with its values as they were sent.
+        self.statements: list[tuple[str, bytes]] = []
         self._prepared: dict[bytes, str] = {}
         self._started = False
         self._rest = b""
@@ -290,18 +294,18 @@ class _Conversation:
             match kind:
                 case b"P":
                     name, text, _ = body.split(b"\0", 2)
-                    self._prepared[name] = text.decode(errors="replace")
+                    self._prepared[name] = text.decode(errors="replace").lower()
                 case b"B":
-                    _, name, _ = body.split(b"\0", 2)
-                    self.statements.append(self._prepared.get(name, ""))
+                    _, name, values = body.split(b"\0", 2)
+                    self.statements.append((self._prepared.get(name, ""), values))
                 case b"Q":
-                    statement = body.rstrip(b"\0").decode(errors="replace")
-                    if statement.upper().startswith("BEGIN"):
+                    statement = body.rstrip(b"\0").decode(errors="replace").lower()
+                    if statement.startswith("begin"):
                         self.statements.clear()
-                    elif statement.upper().startswith("COMMIT"):
+                    elif statement.startswith("commit"):
                         found = True
                     else:
-                        self.statements.append(statement)
+                        self.statements.append((statement, body))
                 case _:
                     pass
         return found
