@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from importlib import metadata
 
 from db.session import Database
 from db.store import leases
@@ -21,6 +20,7 @@ from engine.nodes.registry import Registry
 from engine.placement import Runner
 from engine.queue import LocalQueue, Queue
 from engine.streams import Streams
+from engine.version import VERSION
 from engine.workers import Workers
 from engine.workflows import Workflows
 from flow.definition import MAX_NODES
@@ -75,7 +75,7 @@ class Engine:
             id=self.worker,
             host=socket.gethostname(),
             pid=os.getpid(),
-            version=metadata.version("mirrorflow"),
+            version=VERSION,
             slots=lambda: {str(lane): slots for lane, slots in self.runner.slots.items()},
             running=lambda: self.executor.running,
             instances=lambda: self.executor.driven,
