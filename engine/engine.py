@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from importlib import metadata
 
 from db.session import Database
 from db.store import leases, offers
@@ -22,6 +21,7 @@ from engine.nodes.registry import Registry
 from engine.placement import Runner
 from engine.queue import LocalQueue, Queue
 from engine.streams import Streams
+from engine.version import VERSION
 from engine.workers import Workers
 from engine.workflows import Workflows
 from flow.definition import MAX_NODES
@@ -69,7 +69,7 @@ class Engine:
             id=self.worker,
             host=socket.gethostname(),
             pid=os.getpid(),
-            version=metadata.version("mirrorflow"),
+            version=VERSION,
             labels=labels,
             gpus=gpus,
             slots=lambda: self.executor.places.slots,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 from db.session import Database
 from db.store import workers as store
@@ -24,6 +24,7 @@ __all__ = ["TOPIC", "WorkerInfo", "Workers"]
 
 #: The bus's topic on which the ids of workers that changed are told.
 TOPIC = "workers"
+CHANGES_EVERY_S = 0.1  # watchers are told at most this often
 #: A worker that becomes busy or idle, or changes otherwise, says so within this time.
 NOTICE_S = 1.0
 FORGET_EVERY_S = 3_600.0
@@ -147,7 +148,7 @@ class Workers:
                 self._bus.publish(_drain_topic(id), (id,))
                 self._bus.publish(TOPIC, (id,))
 
-    async def changes(self, actor: Actor) -> AsyncIterator[None]:
+    async def changes(self, actor: Actor) -> AsyncGenerator[None, None]:
         """An item whenever workers may have changed: at once when one says so, or with the next heartbeat's time.
 
         Silence changes a worker too (it is OFFLINE then), and nobody can say so for it.
@@ -156,6 +157,7 @@ class Workers:
         with self._bus.subscribe(TOPIC) as subscription:
             while True:
                 yield
+                await asyncio.sleep(CHANGES_EVERY_S)
                 try:
                     async with asyncio.timeout(HEARTBEAT_S):
                         await subscription.take()

@@ -167,13 +167,14 @@ def in_jobs(prompt_id: str, body: Any) -> State | None:
     return None
 
 
-def in_queue(prompt_id: str, body: Any) -> Pending | Running | Unknown | None:
-    """What ``GET /queue`` says of the prompt, None if it isn't ComfyUI's answer."""
-    if not isinstance(body, dict):
-        return None
-    running, pending = body.get("queue_running"), body.get("queue_pending")
-    if not isinstance(running, list) or not isinstance(pending, list):
-        return None
+def is_queue(body: Any) -> bool:
+    """Whether this is what ``GET /queue`` answers."""
+    return isinstance(body, dict) and all(isinstance(body.get(key), list) for key in ("queue_running", "queue_pending"))
+
+
+def in_queue(prompt_id: str, body: Mapping[str, Any]) -> Pending | Running | Unknown:
+    """What ``GET /queue`` says of the prompt."""
+    running, pending = body["queue_running"], body["queue_pending"]
     for item in running:
         if _is(item, prompt_id):
             return Running(len(item[2]) if len(item) > 2 and isinstance(item[2], dict) else 0)
@@ -183,10 +184,9 @@ def in_queue(prompt_id: str, body: Any) -> Pending | Running | Unknown | None:
     return Pending(len(running) + sum(1 for item in pending if _number(item) < _number(mine)))
 
 
-def queued_for(client_id: str, body: Any) -> str | None:
-    """The id of a prompt in ``GET /queue`` that this client sent; older builds number prompts themselves."""
-    lists = [body.get(key) for key in ("queue_running", "queue_pending")] if isinstance(body, dict) else []
-    for item in (item for each in lists if isinstance(each, list) for item in each):
+def queued_for(client_id: str, body: Mapping[str, Any]) -> str | None:
+    """The id of a prompt in ``GET /queue`` that this client sent; the oldest builds number prompts themselves."""
+    for item in (*body["queue_running"], *body["queue_pending"]):
         if _extra(item).get("client_id") == client_id and is_prompt_id(item[1]):
             return str(item[1])
     return None

@@ -33,19 +33,32 @@ from graph.limiting import LimitMutation
 from graph.scalars import SCALARS
 from graph.server import ServerQuery
 from graph.starting import InstanceMutation
-from graph.subscriptions import Subscription
+from graph.subscriptions import InstanceSubscription
+from graph.workers import WorkerMutation, WorkerQuery, WorkerSubscription
 from graph.workflows import WorkflowQuery
 
 
 @strawberry.type(description="Everything that can be looked at.")
-class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery, DebugQuery):
+class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery, DebugQuery, WorkerQuery):
     """The fields are where their concepts are."""
 
 
 @strawberry.type(description="Everything that can be done. Each answers a union: what was done, or why it was not.")
 class Mutation(
-    WorkflowMutation, InstanceMutation, ControlMutation, ForkMutation, DebugMutation, BulkMutation, LimitMutation
+    WorkflowMutation,
+    InstanceMutation,
+    ControlMutation,
+    ForkMutation,
+    DebugMutation,
+    BulkMutation,
+    LimitMutation,
+    WorkerMutation,
 ):
+    """The fields are where their concepts are."""
+
+
+@strawberry.type(description="Everything that can be followed.")
+class Subscription(InstanceSubscription, WorkerSubscription):
     """The fields are where their concepts are."""
 
 

@@ -54,8 +54,8 @@ class ChangeBatch:
 
 
 @strawberry.type
-class Subscription:
-    """Every stream."""
+class InstanceSubscription:
+    """Every stream about runs."""
 
     @subscription(
         Permission.INSTANCE_READ,

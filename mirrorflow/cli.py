@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from mirrorflow.commands import admin, control, definitions, runs
 from mirrorflow.commands.serve import serve
+from mirrorflow.commands.worker import worker
 
 app = typer.Typer(
     help="Durable workflows behind one GraphQL schema.",
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(serve)
+app.command()(worker)
 app.command()(runs.run)
 app.command()(definitions.validate)
 app.command("import")(definitions.import_)

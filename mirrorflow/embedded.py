@@ -1,4 +1,4 @@
-"""The embedded mode: database, engine, schema and HTTP in one process, and the order in which they start and stop.
+"""The server: API and pages, and, unless told otherwise, a worker in the same process.
 
 Start: lock on the data folder, port, migrations, defaults, engine, HTTP. Everything that can refuse does so before the
 engine works. Stop, on SIGTERM or SIGINT: the engine claims nothing more and its nodes get the grace period while HTTP
@@ -11,37 +11,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
-import os
-import shutil
-import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-import uvicorn
 
-from db import migrate
-from db.session import Database, connect
 from db.store import lists
 from engine.access import Actor
 from engine.engine import Engine
-from engine.nodes.registry import Registry
-from engine.placement import Runner
-from flow.errors import NotFound, StorageUnavailable
+from flow.errors import NotFound
 from graph.access import User
 from graph.context import contexts
 from graph.limits import Limits
 from graph.schema import build_schema
-from mirrorflow.lock import TOKEN_FILE, StartRefused, announced, held
+from mirrorflow.artifact_guard import same_artifacts
+from mirrorflow.lock import TOKEN_FILE, announced, held
 from mirrorflow.metrics import EngineMetrics
 from mirrorflow.observability import configure_logging, metrics_registry
-from mirrorflow.server import Backend, Download, application, http_server, listening_socket
+from mirrorflow.processes import (
+    answering,
+    bound,
+    checks,
+    connected,
+    engine_for,
+    heed_signals,
+    run,
+    stores_ready,
+    url_of,
+)
+from mirrorflow.server import Backend, Download, application, http_server
 from mirrorflow.settings import Settings
+from mirrorflow.worker import refuse_one_process
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -49,13 +52,6 @@ if TYPE_CHECKING:
     from mirrorflow.client import Client
 
 T = TypeVar("T")
-
-#: How long the interpreter lets one thread run while others wait for its lock. sqlite3 gives the lock up at each step
-#: of a statement; at the default of 5 ms a busy event loop made each step wait ten times as long (decision 0001).
-SWITCH_INTERVAL_S = 0.0005
-
-#: With fewer bytes left on its disk a server is not ready: small writes may still work, the next large one fails.
-LEAST_SPACE = 1024 * 1024
 
 log = structlog.get_logger("mirrorflow")
 
@@ -66,7 +62,6 @@ class Serving:
 
     url: str
     engine: Engine
-    stop: asyncio.Event
 
     @property
     def link(self) -> str:
@@ -74,11 +69,14 @@ class Serving:
         return f"{self.url}/?token={self.engine.access.sign_in_code()}"
 
 
-def serve(settings: Settings, ready: Callable[[Serving], Awaitable[None]]) -> int:
+def serve(settings: Settings, ready: Callable[[Serving], Awaitable[None]], *, works: bool = True) -> int:
     """Serve until a signal says to stop; the exit code. ``ready`` is awaited beside the server once it answers.
 
-    Raises StartRefused, or what ``db.migrate.upgrade`` raises, each with one line that names the remedy.
+    ``works``: with a worker in it. Raises StartRefused, or what ``db.migrate.upgrade`` raises, each with one line that
+    names the remedy.
     """
+    if not works:
+        refuse_one_process(settings, "A server without a worker", "so that nobody would do its work")
     configure_logging(settings.log_level, settings.log_format)
     if _open_to_others(settings):
         log.warning(
@@ -86,17 +84,18 @@ def serve(settings: Settings, ready: Callable[[Serving], Awaitable[None]]) -> in
             host=settings.host,
         )
 
-    async def work() -> int:
-        async with running(settings, listener) as server:
+    async def until_told() -> int:
+        stop = asyncio.Event()
+        async with running(settings, listener, works=works) as server:
             beside = asyncio.create_task(_beside(ready, server), name="after start")
-            _heed_signals(server)
-            await server.stop.wait()
+            heed_signals(stop)
+            await stop.wait()
             beside.cancel()
             await asyncio.gather(beside, return_exceptions=True)
         return 0
 
     with prepared(settings) as listener:
-        return _run(work())
+        return run(until_told())
 
 
 def borrowed(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
@@ -112,98 +111,42 @@ def borrowed(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
                 return await work(client)
 
     with prepared(settings) as listener:
-        return _run(with_server())
+        return run(with_server())
 
 
 @contextlib.contextmanager
 def prepared(settings: Settings) -> Iterator[socket.socket]:
-    """Everything that can refuse a start: the folder is ours, the port is ours, the database is up to date."""
-    with held(settings.data_dir):
-        try:
-            listener = listening_socket(settings.host, settings.port)
-        except OSError as error:
-            raise StartRefused(
-                f"Port {settings.port} on {settings.host} can't be used ({error.strerror or error}). "
-                "Stop the other program, or take another with --port."
-            ) from None
-        with contextlib.closing(listener):
-            settings.allowed_roots[0].mkdir(parents=True, exist_ok=True)
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            migrate.upgrade(settings.database)
-            yield listener
+    """Most of what can refuse a start: the folder is ours, the port is ours, the database is up to date."""
+    remedy = "Stop the other program, or take another with --port."
+    with held(settings.data_dir, shared=not settings.alone), bound(settings.host, settings.port, remedy) as listener:
+        settings.allowed_roots[0].mkdir(parents=True, exist_ok=True)
+        stores_ready(settings)
+        yield listener
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[Serving]:
+async def running(settings: Settings, listener: socket.socket, *, works: bool = True) -> AsyncIterator[Serving]:
     """The whole server on ``listener``, from ready until the block ends."""
     registry = metrics_registry()
-    metrics = EngineMetrics(registry)
     async with contextlib.AsyncExitStack() as stack:
-        database = connect(settings.database, synchronous=settings.sqlite_synchronous)
+        database = connected(settings, "serve")
         stack.push_async_callback(database.close)
-        engine = _engine(settings, database, metrics)
+        if not settings.alone:
+            await same_artifacts(database, settings.artifacts)
+        engine = engine_for(settings, database, EngineMetrics(registry), works=works)
         token = settings.token.get_secret_value() or None
-        await engine.access.bootstrap(token, token_file=settings.data_dir / TOKEN_FILE)
+        await engine.access.bootstrap(token, token_file=settings.data_dir / TOKEN_FILE, alone=settings.alone)
         await engine.start()
-        http = _Http(http_server(_application(settings, engine, registry), _limits(settings)).config)
-        answering = asyncio.create_task(http.serve(sockets=[listener]), name="http")
-        stack.push_async_callback(_end_http, http, answering)
+        http = http_server(_application(settings, engine, registry), _limits(settings)).config
+        await stack.enter_async_context(answering(http, listener))
         # Pushed last, so it comes first: the engine stops while HTTP still answers.
         stack.push_async_callback(engine.stop, settings.grace_seconds)
-        await http.ready.wait()
-        url = _url(listener)
+        url = url_of(listener)
         stack.enter_context(announced(settings.data_dir, url))
         # What was made so far lives as long as the process; no collection needs to walk it again.
         gc.collect()
         gc.freeze()
-        yield Serving(url, engine, asyncio.Event())
-
-
-class _Http(uvicorn.Server):
-    """uvicorn, but for signals, which are ours, and for saying when it is ready."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-
-async def _end_http(http: _Http, answering: asyncio.Task[None]) -> None:
-    http.should_exit = True
-    await answering
-
-
-def _engine(settings: Settings, database: Database, metrics: EngineMetrics) -> Engine:
-    runner = Runner(
-        Registry.load(),
-        data_dir=settings.data_dir,
-        roots=settings.allowed_roots,
-        processes=settings.processes,
-        threads=settings.threads,
-        concurrency=settings.slots,
-    )
-    engine = Engine(
-        database,
-        runner,
-        # The lock on the folder keeps other processes off its SQLite file; a PostgreSQL may have other users.
-        alone=database.dialect == "sqlite",
-        lease_s=settings.lease_seconds,
-        max_nodes=settings.max_nodes,
-        observe_commit=metrics.committed,
-        observe_node=metrics.attempted,
-    )
-    for problem in engine.registry.problems:
-        log.warning("a plugin can't be used", plugin=problem.plugin, reason=problem.message)
-    metrics.gauge("queue_depth", "Instances that wait to be looked at", lambda: len(engine.queue))
-    metrics.gauge("instances_driven", "Instances under way in this process", lambda: engine.executor.driven)
-    return engine
+        yield Serving(url, engine)
 
 
 def _application(settings: Settings, engine: Engine, registry: Any) -> ASGIApp:
@@ -216,11 +159,7 @@ def _application(settings: Settings, engine: Engine, registry: Any) -> ASGIApp:
             sign_in=lambda text: _sign_in(engine, text),
             open_artifact=lambda user, id: _artifact(engine, _actor(user), id),
             import_definition=lambda user, text: _import(engine, _actor(user), text),
-            ready={
-                "database": engine.storage_check,
-                "disk": lambda: _disk_has_space(settings.data_dir),
-                "engine": lambda: _engine_works(engine),
-            },
+            ready=checks(settings, engine),
         ),
         registry=registry,
         limits=_limits(settings),
@@ -290,17 +229,6 @@ async def _import(engine: Engine, actor: Actor, text: str) -> dict[str, Any]:
     }
 
 
-async def _disk_has_space(folder: Path) -> None:
-    left = (await asyncio.to_thread(shutil.disk_usage, folder)).free
-    if left < LEAST_SPACE:
-        raise StorageUnavailable(f"The disk of the data folder is full: {left // 1024:,} KiB are left. Free some.")
-
-
-async def _engine_works(engine: Engine) -> None:
-    if engine.executor.draining:
-        raise StorageUnavailable("The server is stopping.")
-
-
 async def _beside(ready: Callable[[Serving], Awaitable[None]], server: Serving) -> None:
     try:
         await ready(server)
@@ -308,36 +236,5 @@ async def _beside(ready: Callable[[Serving], Awaitable[None]], server: Serving) 
         log.exception("after the start")
 
 
-def _heed_signals(server: Serving) -> None:
-    """The first SIGTERM or SIGINT asks to stop, the second, which may come while the server stops, ends the process."""
-
-    def told(number: signal.Signals) -> None:
-        if server.stop.is_set():
-            os._exit(128 + number)
-        log.info("stopping: running nodes may finish; once more ends at once", signal=number.name)
-        server.stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told, number)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if sys.platform != "win32":
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
-
-
 def _open_to_others(settings: Settings) -> bool:
     return settings.host not in {"localhost", "::1"} and not settings.host.startswith("127.")
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    if host in {"0.0.0.0", "::"}:
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The data folder.", show_default=False)]
 DatabaseUrl = Annotated[str | None, typer.Option("--database-url", help="The database.", show_default=False)]
+RedisUrl = Annotated[str | None, typer.Option("--redis-url", help="The Redis of many processes.", show_default=False)]
 Url = Annotated[
     str | None,
     typer.Option("--url", envvar="MIRRORFLOW_URL", help="The server; default: the one over the data folder."),

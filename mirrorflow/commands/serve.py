@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrorflow.commands.options import DatabaseUrl, DataDir
+from mirrorflow.commands.options import DatabaseUrl, DataDir, RedisUrl
 
 if TYPE_CHECKING:
     from mirrorflow.embedded import Serving
@@ -22,6 +22,10 @@ def serve(
     ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
+    redis_url: RedisUrl = None,
+    worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Whether it does work itself, or leaves it to others.")
+    ] = True,
     allowed_roots: Annotated[
         str | None, typer.Option(help="Folders that nodes may touch, separated by commas.", show_default=False)
     ] = None,
@@ -31,7 +35,7 @@ def serve(
         bool, typer.Option("--examples", help="Install the examples, and the first time run the photo pipeline.")
     ] = False,
 ) -> None:
-    """Start the server: API, pages and executor in one process, over one data folder."""
+    """Start the server: API and pages, and a worker in the same process."""
     from mirrorflow import embedded, settings
 
     given = settings.load(
@@ -39,6 +43,7 @@ def serve(
         port=port,
         data_dir=data_dir,
         database_url=database_url,
+        redis_url=redis_url,
         allowed_roots=allowed_roots,
         log_level=log_level,
         log_format=log_format,
@@ -53,4 +58,4 @@ def serve(
 
             await show(server, given.allowed_roots[0])
 
-    raise typer.Exit(embedded.serve(given, tell))
+    raise typer.Exit(embedded.serve(given, tell, works=worker))

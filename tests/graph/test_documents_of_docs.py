@@ -150,6 +150,11 @@ class World:
         assert found is not None
         return found.id
 
+    # -- workers
+
+    async def worker(self) -> str:
+        return self.engine.worker
+
     async def _waits(self, definition: dict[str, Any]) -> str:
         id = await started(self.engine, definition)
         await self._reached(id, e.NodeWaiting)

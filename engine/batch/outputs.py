@@ -1,0 +1,179 @@
+"""Where the outputs of a batch's items land: whole or not at all, each under a name of its own, and once.
+
+Every attempt has a staging folder ``<output root>/.mirrorflow/<item>/<attempt>``: ``out`` is the run's own
+(``output_dir`` of its input), ``fetched`` holds what was fetched from the server. A file lands by a hard link from
+there to its place (linking to a name that exists fails, so nobody's file is overwritten, without a race), and
+staging is removed only after the ledger knows. So whoever died in between is recognised: a name that is linked to the
+item's staging is the item's own. Where there are no hard links, a rename takes their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow import batches
+
+STAGING = ".mirrorflow"
+_CHUNK = 1 << 20
+_MOST_NAMES = 100_000
+
+
+class OutputRefused(Exception):
+    """An output can't be kept; ``code`` and the message say why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An output in its place; ``path`` is absolute."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def row(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        return {"path": self.path, "name": os.path.basename(self.path), "size": self.size, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """One attempt's folders. Methods do file I/O: call them in a thread."""
+
+    root: Path
+    item_id: str
+    attempt: int
+
+    @property
+    def item(self) -> Path:
+        """All attempts of the item."""
+        return self.root / STAGING / self.item_id
+
+    @property
+    def out(self) -> Path:
+        """The run's own folder."""
+        return self.item / str(self.attempt) / "out"
+
+    @property
+    def fetched(self) -> Path:
+        """What was fetched."""
+        return self.item / str(self.attempt) / "fetched"
+
+    def make(self) -> None:
+        """Both folders are there, and can be written by the run."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.fetched.mkdir(parents=True, exist_ok=True)
+
+    def discard(self) -> None:
+        """Remove the staging of all attempts; the last one out removes the folder of all items."""
+        shutil.rmtree(self.item, ignore_errors=True)
+        try:
+            (self.root / STAGING).rmdir()
+        except OSError:
+            pass  # others are at work
+
+
+def place(staging: Staging, relative: str) -> list[Placed]:
+    """Put everything in the attempt's staging where it belongs: beside the input's place under the output root.
+
+    May be called again after whatever happened: what is in its place stays there. Raises OutputRefused, OSError.
+    """
+    folder = staging.root / os.path.dirname(relative)
+    if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(staging.root)):
+        raise OutputRefused("PATH_NOT_ALLOWED", f"{str(folder)!r} leads out of the output root by a link.")
+    placed = []
+    earlier = _inodes(staging)
+    for source, name in _left(staging):
+        _sync(source)
+        target = _linked(source, folder / os.path.dirname(name), os.path.basename(name), earlier)
+        placed.append(Placed(str(target), *_digest(target)))
+    return placed
+
+
+def _left(staging: Staging) -> Iterator[tuple[Path, str]]:
+    """The files of the attempt, with the names that they want; links and special files don't count."""
+    for top in (staging.out, staging.fetched):
+        for folder, below, names in os.walk(top):
+            below.sort()
+            for name in sorted(names):
+                path = Path(folder) / name
+                if path.is_file() and not path.is_symlink() and not name.endswith(".part"):
+                    said = path.relative_to(top)
+                    if top is staging.fetched:  # "<number>-<name>", numbered since two may have one name
+                        yield path, said.name.partition("-")[2]
+                    else:
+                        yield path, str(Path(*said.parts[:-1], batches.fitted(said.name, "")))
+
+
+def _inodes(staging: Staging) -> set[tuple[int, int]]:
+    """The files in the staging of all of the item's attempts: a name linked to one of them is the item's own."""
+    found = set()
+    for folder, _, names in os.walk(staging.item):
+        for name in names:
+            status = os.lstat(os.path.join(folder, name))
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _linked(source: Path, folder: Path, wanted: str, own: set[tuple[int, int]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for _, name in zip(range(_MOST_NAMES), batches.distinct_names(wanted), strict=False):
+        target = folder / name
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            if not _is_own(target, own):
+                continue
+            if not os.path.samefile(source, target):  # an earlier attempt's, which nobody has told of
+                again = folder / f".{name[:100]}.{source.stat().st_ino}.part"
+                again.unlink(missing_ok=True)
+                os.link(source, again)
+                again.replace(target)
+        except OSError:
+            if os.path.lexists(target):
+                continue
+            shutil.copyfile(source, part := folder / f".{name[:100]}.{os.getpid()}.part")
+            _sync(part)
+            part.replace(target)
+        _sync(folder)
+        return target
+    raise OutputRefused("TOO_MANY_OUTPUTS", f"There are {_MOST_NAMES:,} files called like {wanted!r} already.")
+
+
+def _is_own(target: Path, own: set[tuple[int, int]]) -> bool:
+    status = os.lstat(target)
+    return (status.st_dev, status.st_ino) in own
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
+
+
+def sha256_of(path: str) -> str:
+    """The digest of an input. Raises OSError."""
+    return _digest(Path(path))[1]
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
