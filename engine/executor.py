@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -146,10 +146,7 @@ class Executor:
         self.drain()
         needed = {loop.__qualname__ for loop in (self._renewing, self.offers.renewing, self.offers.writing)}
         await _end([task for task in self._tasks if task.get_name() not in needed])
-        working = [self.offers.stop(grace_s)]
-        if self._driving:
-            working.append(_over(self._driving, grace_s))
-        await asyncio.gather(*working)
+        await asyncio.gather(self.offers.stop(grace_s), _over(self._driving, grace_s))
         for drive in list(self._drives.values()):
             drive.stop_attempts()
         if self._driving:
@@ -524,8 +521,9 @@ def _topic(worker: str) -> str:
     return f"worker:{worker}"
 
 
-async def _over(tasks: Iterable[asyncio.Task[None]], timeout: float) -> None:
-    await asyncio.wait(tasks, timeout=timeout)
+async def _over(tasks: Collection[asyncio.Task[None]], timeout: float) -> None:
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout)
 
 
 async def _within(seconds: float, waiting: Awaitable[object]) -> None:
