@@ -203,6 +203,25 @@ async def test_runs_are_controlled_from_the_command_line(tmp_path: Path) -> None
         assert cli("fork", id, "--pin", "nonsense").code == 2
 
 
+async def test_workers_are_listed_watched_and_drained(tmp_path: Path) -> None:
+    """A server of its own is a worker; a watcher sees it drain; an unknown one is refused."""
+    cli = Cli(tmp_path)
+    async with Server(tmp_path / "data") as server:
+        head, own = cli("workers").out.splitlines()
+        assert head.split()[:3] == ["WORKER", "STATE", "RUNS"]
+        id, state, *_ = own.split()
+        assert (id.split(":")[1], state) == (str(server.pid), "ONLINE")
+        assert cli("drain", "nobody").code == 2
+        command = [sys.executable, "-m", "mirrorflow", "workers", "--watch"]
+        with subprocess.Popen(command, env=cli.env, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            assert watching.stdout.readline().split()[:2] == [id, "ONLINE"]
+            drained = cli("drain", id)
+            assert drained.code == 0, drained.err
+            assert watching.stdout.readline().split()[:2] == [id, "DRAINING"]
+            watching.terminate()
+
+
 async def test_a_folder_has_one_server(tmp_path: Path) -> None:
     """A second server over the folder is refused with the first one's process id, whatever its port."""
     cli = Cli(tmp_path)
