@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -212,14 +213,18 @@ async def test_workers_are_listed_watched_and_drained(tmp_path: Path) -> None:
         id, state, *_ = own.split()
         assert (id.split(":")[1], state) == (str(server.pid), "ONLINE")
         assert cli("drain", "nobody").code == 2
-        command = [sys.executable, "-m", "mirrorflow", "workers", "--watch"]
-        with subprocess.Popen(command, env=cli.env, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as watching:
-            assert watching.stdout is not None
-            assert watching.stdout.readline().split()[:2] == [id, "ONLINE"]
+        watching = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "mirrorflow", "workers", "--watch",
+            env=cli.env, cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert watching.stdout is not None
+        async with asyncio.timeout(30):
+            assert (await watching.stdout.readline()).decode().split()[:2] == [id, "ONLINE"]
             drained = cli("drain", id)
             assert drained.code == 0, drained.err
-            assert watching.stdout.readline().split()[:2] == [id, "DRAINING"]
+            assert (await watching.stdout.readline()).decode().split()[:2] == [id, "DRAINING"]
             watching.terminate()
+            await watching.wait()
 
 
 async def test_a_folder_has_one_server(tmp_path: Path) -> None:
