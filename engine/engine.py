@@ -17,8 +17,11 @@ from engine.health import StorageCheck
 from engine.instances import Instances
 from engine.journal import Journal
 from engine.nodes.registry import Registry
-from engine.placement import Runner
+from engine.placement import Placement, Runner
 from engine.queue import LocalQueue, Queue
+from engine.seal import Seal
+from engine.servers.registry import Clients, opens
+from engine.servers.servers import Servers
 from engine.streams import Streams
 from engine.version import VERSION
 from engine.workers import Workers
@@ -31,6 +34,7 @@ class Engine:
 
     ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
     that what a dead predecessor held is taken over at once and not when its leases run out.
+    ``seal`` encrypts what must be kept secret; without it the key lies beside the artifacts.
     ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
     """
 
@@ -42,6 +46,7 @@ class Engine:
         alone: bool = False,
         lease_s: float = 15.0,
         max_nodes: int = MAX_NODES,
+        seal: Seal | None = None,
         observe_commit: Callable[[int, float], None] = lambda entries, seconds: None,
         observe_node: Callable[[str, float], None] = lambda node_type, seconds: None,
     ) -> None:
@@ -83,6 +88,18 @@ class Engine:
         )
         #: Await it: raises StorageUnavailable where nothing can be stored now.
         self.storage_check = StorageCheck(database)
+        around = runner.surroundings
+        clients = Clients(
+            opens(database, self.instances, self.streams, self.workflows.version, around, self.storage_check)
+        )
+        self.servers = Servers(
+            database,
+            self.bus,
+            clients,
+            seal or Seal(None, self.artifacts.root.parent),
+            self._changed,
+            local_batch_size=max(8, 4 * runner.slots[Placement.PROCESS]),
+        )
         self._alone = alone
 
     async def start(self) -> None:
@@ -93,10 +110,12 @@ class Engine:
         self.journal.start()
         await self.workers.start()
         self.executor.start()
+        await self.servers.start()
 
     async def stop(self, grace_s: float = 30.0) -> None:
         """Let running nodes finish within the grace, then stop; the database stays open for its owner to close."""
         self.workers.drain()
+        await self.servers.stop()
         await self.executor.stop(grace_s)
         await self.journal.close()
         await self.workers.stop()
