@@ -58,6 +58,9 @@ class Permission(StrEnum):
     INSTANCE_READ = "instance:read"
     INSTANCE_RUN = "instance:run"
     NODE_TYPE_READ = "node_type:read"
+    SERVER_READ = "server:read"
+    SERVER_CHECK = "server:check"
+    SERVER_ADMIN = "server:admin"
     TASK_READ = "task:read"
     TASK_RUN = "task:run"
     WORKER_READ = "worker:read"
@@ -67,13 +70,14 @@ class Permission(StrEnum):
 
 P = Permission
 _PERMISSION_NAMES = frozenset(permission.value for permission in Permission)
-_VIEWER = frozenset({P.WORKFLOW_READ, P.INSTANCE_READ, P.NODE_TYPE_READ, P.TASK_READ, P.WORKER_READ})
+_VIEWER = frozenset({P.WORKFLOW_READ, P.INSTANCE_READ, P.NODE_TYPE_READ, P.SERVER_READ, P.TASK_READ, P.WORKER_READ})
+_OPERATOR = _VIEWER | {P.INSTANCE_RUN, P.SERVER_CHECK, P.TASK_RUN}
 
 #: Role → permissions. A token's scope is the name of a role or of a permission.
 ROLES: Mapping[str, frozenset[Permission]] = {
     "viewer": _VIEWER,
-    "operator": _VIEWER | {P.INSTANCE_RUN, P.TASK_RUN},
-    "editor": _VIEWER | {P.INSTANCE_RUN, P.TASK_RUN, P.WORKFLOW_WRITE},
+    "operator": _OPERATOR,
+    "editor": _OPERATOR | {P.WORKFLOW_WRITE},
     "admin": frozenset(Permission),
 }
 

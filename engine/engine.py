@@ -18,8 +18,11 @@ from engine.health import StorageCheck
 from engine.instances import Instances
 from engine.journal import Journal
 from engine.nodes.registry import Registry
-from engine.placement import Runner
+from engine.placement import Placement, Runner
 from engine.queue import LocalQueue, Queue
+from engine.seal import Seal
+from engine.servers.registry import Clients, opens
+from engine.servers.servers import Servers
 from engine.streams import Streams
 from engine.version import VERSION
 from engine.workers import Workers
@@ -32,9 +35,13 @@ class Engine:
 
     ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
     that what a dead predecessor held is taken over at once and not when its leases run out.
+<<<<<<< HEAD
     Without a ``queue`` and a ``bus`` they are this process's own; several processes on one database need such as they
     share. ``works`` False: it starts, shows and controls runs, and leaves it to others to drive them. ``labels`` and
     ``gpus`` are what nodes may ask a worker for.
+=======
+    ``seal`` encrypts what must be kept secret; without it the key lies beside the artifacts.
+>>>>>>> main
     ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
     """
 
@@ -51,6 +58,7 @@ class Engine:
         alone: bool = False,
         lease_s: float = 15.0,
         max_nodes: int = MAX_NODES,
+        seal: Seal | None = None,
         observe_commit: Callable[[int, float], None] = lambda entries, seconds: None,
         observe_node: Callable[[str, float], None] = lambda node_type, seconds: None,
     ) -> None:
@@ -102,6 +110,18 @@ class Engine:
         self.instances = Instances(database, self.journal, self.executor, self.workflows, self.streams)
         #: Await it: raises StorageUnavailable where nothing can be stored now.
         self.storage_check = StorageCheck(database)
+        around = runner.surroundings
+        clients = Clients(
+            opens(database, self.instances, self.streams, self.workflows.version, around, self.storage_check)
+        )
+        self.servers = Servers(
+            database,
+            self.bus,
+            clients,
+            seal or Seal(None, self.artifacts.root.parent),
+            self._changed,
+            local_batch_size=max(8, 4 * runner.slots[Placement.PROCESS]),
+        )
         self._alone = alone
 
     async def start(self) -> None:
@@ -116,6 +136,7 @@ class Engine:
         await self.workers.start()
         if self.works:
             self.executor.start()
+        await self.servers.start()
 
     def drain(self) -> None:
         """Take no new work; what is under way goes on here, or is left to other workers as it comes to rest."""
@@ -126,6 +147,7 @@ class Engine:
     async def stop(self, grace_s: float = 30.0) -> None:
         """Let running nodes finish within the grace, then stop; the database stays open for its owner to close."""
         self.workers.drain()
+        await self.servers.stop()
         await self.executor.stop(grace_s)
         await self.journal.close()
         await self.workers.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
 
@@ -171,3 +172,34 @@ def settings_problems(
         said = f"A token has 1 to {MAX_TOKEN:,} visible ASCII characters."
         problems.append(Problem("/token", ProblemCode.OUT_OF_RANGE, said))
     return problems
+
+
+class Unavailability(StrEnum):
+    """Why a server can't take work now."""
+
+    DISABLED = "DISABLED"
+    NOT_ONLINE = "NOT_ONLINE"
+    BUSY = "BUSY"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a server works on by the tasks' ledger: how many items, and one of the tasks they belong to."""
+
+    running: int = 0
+    task_id: str | None = None
+
+
+def unavailable(
+    name: str, enabled: bool, status: ServerStatus, batch_size: int, load: Load
+) -> tuple[Unavailability, str] | None:
+    """Why the server can't take work now, with a sentence; None if it can."""
+    if not enabled:
+        return Unavailability.DISABLED, f"The server {name!r} is disabled. Enable it first."
+    if status is not S.ONLINE:
+        remedy = "People took it out of service." if status is S.MAINTENANCE else "Its health checks say why."
+        return Unavailability.NOT_ONLINE, f"The server {name!r} is {status}, not ONLINE. {remedy}"
+    if load.running >= batch_size:
+        works = f" It works on {load.task_id}." if load.task_id is not None else ""
+        return Unavailability.BUSY, f"All {batch_size} places of the server {name!r} are taken.{works}"
+    return None

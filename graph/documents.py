@@ -27,8 +27,9 @@ from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
 from graph.errors import RequestError
 from graph.limits import Limits, Measure, cost_of, limit_error, measures, refusals, variable_defaults
+from graph.strings import NoNulRule
 
-RULES = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
+RULES = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule, NoNulRule)
 
 #: Longer texts (a definition pasted into a mutation, say) are not worth the memory.
 LONGEST_REMEMBERED = 32 * 1024

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import msgspec
 import strawberry
 from strawberry import UNSET, argument, field
 
 from engine.access import Permission
-from flow import errors
 from graph.instances import Instance, as_created
 from graph.permissions import Info, caller, mutation
 from graph.results import Conflict, NotFound, PermissionDenied, ValidationFailed
 from graph.scalars import JSON, BigInt
 from graph.starting import DebugInput, debugged
+from graph.starting import parameters as overlaid
 
 
 @strawberry.input(description="A node's output that is given to a fork, and not computed.")
@@ -79,15 +79,8 @@ class ForkMutation:
             node=input.node,
             pins={pin.path: pin.output for pin in input.pins or []},
             input=msgspec.UNSET if input.input is UNSET else input.input,
-            parameters=_object(input.parameters),
+            parameters=overlaid(input.parameters),
             version_id=input.version,
             debug=None if input.debug is None else debugged(input.debug),
         )
         return InstanceForkPayload(instance=as_created(started, None, actor), change_seq=BigInt(started.change_seq))
-
-
-def _object(given: Any) -> dict[str, Any] | None:
-    if given is not None and not isinstance(given, dict):
-        problem = errors.Problem("/parameters", "BAD_INPUT", "Parameters are an object: name and value.")
-        raise errors.Invalid([problem], path=("input", "parameters"))
-    return cast("dict[str, Any] | None", given)

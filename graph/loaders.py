@@ -17,6 +17,7 @@ import msgspec
 from strawberry.dataloader import DataLoader
 
 from db.store import keyset, lists
+from db.store import tasks as tasks_store
 from engine import clock
 from engine.engine import Engine
 from engine.lru import LRU
@@ -90,6 +91,21 @@ class Loaders:
     def instance(self) -> DataLoader[str, keyset.Record | None]:
         """An instance's row by id."""
         return self._by_id(lists.instances)
+
+    @cached_property
+    def task(self) -> DataLoader[str, keyset.Record | None]:
+        """A task's row by id."""
+        return self._by_id(tasks_store.tasks)
+
+    @cached_property
+    def execution(self) -> DataLoader[str, keyset.Record | None]:
+        """The row of a task's execution by id."""
+        return self._by_id(tasks_store.executions)
+
+    @cached_property
+    def item(self) -> DataLoader[str, keyset.Record | None]:
+        """The row of a task's item by id."""
+        return self._by_id(tasks_store.items)
 
     @cached_property
     def created(self) -> DataLoader[str, e.InstanceCreated | None]:
@@ -222,6 +238,26 @@ class Loaders:
     def node_count(self) -> DataLoader[Counted, int]:
         """How many node executions an instance has."""
         return self._counts(lists.NODES)
+
+    @cached_property
+    def executions_of(self) -> DataLoader[Part, keyset.Page]:
+        """A page of a task's executions."""
+        return self._pages(tasks_store.EXECUTIONS)
+
+    @cached_property
+    def execution_count(self) -> DataLoader[Counted, int]:
+        """How many executions a task has."""
+        return self._counts(tasks_store.EXECUTIONS)
+
+    @cached_property
+    def items_of(self) -> DataLoader[Part, keyset.Page]:
+        """A page of a task's items."""
+        return self._pages(tasks_store.ITEMS)
+
+    @cached_property
+    def item_count(self) -> DataLoader[Counted, int]:
+        """How many items a task has."""
+        return self._counts(tasks_store.ITEMS)
 
     @cached_property
     def events(self) -> DataLoader[Events, list[e.Recorded]]:

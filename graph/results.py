@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import strawberry
 from strawberry import field
 
+from engine.tasks import Unavailable
 from flow import errors
+from flow.servers import ServerStatus
 from graph.scalars import JSON
+
+if TYPE_CHECKING:
+    from graph.servers import Server
+    from graph.tasks import Task
 
 
 @strawberry.enum(description="What kind of refusal this is; stable, for programs to act upon.")
@@ -30,6 +36,9 @@ class ErrorCode(Enum):
     CONCURRENCY_LIMIT = strawberry.enum_value(
         "CONCURRENCY_LIMIT",
         description="As many runs with this concurrency key as its workflow allows are there, and it skips others.",
+    )
+    SERVER_UNAVAILABLE = strawberry.enum_value(
+        "SERVER_UNAVAILABLE", description="No server can take this now; `reason` says why."
     )
     PERMISSION_DENIED = strawberry.enum_value("PERMISSION_DENIED", description="Your token does not allow this.")
     QUOTA_EXCEEDED = strawberry.enum_value("QUOTA_EXCEEDED", description="A limit of the project is reached.")
@@ -81,6 +90,40 @@ class Conflict(UserError):
     details: JSON = field(description="How the object is now, such as both versions or its status.")
 
 
+strawberry.enum(
+    Unavailable,
+    name="ServerUnavailableReason",
+    description="DISABLED: somebody took it out of use. NOT_ONLINE: `status` says how it is. BUSY: all its slots are "
+    "taken. WORKFLOW_NOT_FOUND: the project has no such workflow.",
+)
+
+
+@strawberry.type(description="No server can take this now. Nothing was stored; try again, or name another server.")
+class ServerUnavailable(UserError):
+    """See ``engine.tasks.Unavailable``."""
+
+    reason: Unavailable = field(description="Why.")
+    status: ServerStatus | None = field(description="How the server is, if it is NOT_ONLINE.")
+    server_id: strawberry.Private[str | None]
+    task_id: strawberry.Private[str | None]
+
+    @strawberry.field(description="The server.")
+    async def server(self, info: strawberry.Info) -> Annotated[Server, strawberry.lazy("graph.servers")] | None:
+        """By loader."""
+        from graph.servers import server
+
+        row = await info.context.load.server.load(self.server_id) if self.server_id else None
+        return None if row is None else server(row, info.context.actor)
+
+    @strawberry.field(description="A task that it works on, if it is BUSY.")
+    async def task(self, info: strawberry.Info) -> Annotated[Task, strawberry.lazy("graph.tasks")] | None:
+        """By loader."""
+        from graph.tasks import task
+
+        row = await info.context.load.task.load(self.task_id) if self.task_id else None
+        return None if row is None else task(row, info.context.actor)
+
+
 @strawberry.type(description="Your token does not allow this.")
 class PermissionDenied(UserError):
     """See ``flow.errors.Denied``."""
@@ -109,6 +152,16 @@ def refusal_as_result(error: errors.WorkflowError) -> UserError | None:
             return ValidationFailed(code=ErrorCode.VALIDATION_FAILED, message=error.message, path=path, problems=shown)
         case errors.NotFound(kind=kind, id=id):
             return NotFound(code=ErrorCode.NOT_FOUND, message=error.message, path=path, kind=kind, id=strawberry.ID(id))
+        case errors.Conflict(code="SERVER_UNAVAILABLE", details=details):
+            return ServerUnavailable(
+                code=ErrorCode.SERVER_UNAVAILABLE,
+                message=error.message,
+                path=path,
+                reason=Unavailable(details["reason"]),
+                status=ServerStatus(details["status"]) if details.get("status") else None,
+                server_id=details.get("server"),
+                task_id=details.get("task"),
+            )
         case errors.Conflict(details=details):
             code = ErrorCode[error.code] if error.code in ErrorCode.__members__ else ErrorCode.CONFLICT
             plain: Any = msgspec.to_builtins(details, enc_hook=str)

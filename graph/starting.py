@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import strawberry
 from strawberry import UNSET, argument, field
@@ -72,6 +72,9 @@ class InstanceStartInput:
         default=None, description="Starting again with the same key gives the instance that exists, never a second one."
     )
     labels: list[LabelInput] | None = field(default=None, description="What to put on it, to find it by.")
+    parameters: JSON | None = field(
+        default=None, description="Parameters that differ from the definition's, as an object."
+    )
     debug: DebugInput | None = field(
         default=None, description="Run it under a debugger; a DRAFT's versions run only so."
     )
@@ -147,6 +150,7 @@ class InstanceMutation:
             idempotency_key=input.idempotency_key,
             labels=_labels(input.labels or []),
             debug=None if input.debug is None else debugged(input.debug),
+            parameters=parameters(input.parameters),
         )
         if input.wait is not None:
             extend_deadline(input.wait.total_seconds() + 5)
@@ -178,6 +182,14 @@ def debugged(given: DebugInput) -> e.Debug:
 def breakpoints(given: list[BreakpointInput]) -> tuple[e.Breakpoint, ...]:
     """Where it stops, as data."""
     return tuple(e.Breakpoint(each.node_id, each.phase, each.when) for each in given)
+
+
+def parameters(given: Any) -> dict[str, Any] | None:
+    """Parameters as an object. Raises Invalid for anything else."""
+    if given is not None and not isinstance(given, dict):
+        problem = errors.Problem("/parameters", "BAD_INPUT", "Parameters are an object: name and value.")
+        raise errors.Invalid([problem], path=("input", "parameters"))
+    return cast("dict[str, Any] | None", given)
 
 
 def _labels(given: list[LabelInput]) -> dict[str, str]:

@@ -260,7 +260,10 @@ class WorkerSubscription:
         async with aclosing(info.context.engine.workers.changes(caller(info))) as changes:
             async for _ in changes:
                 before, seen = seen, {}
-                for row in await _rows(info, wanted, MOST_WORKERS):
+                rows = await _rows(info, wanted, MOST_WORKERS)
+                if not before and (unknown := set(ids or ()) - {row.id for row in rows}):
+                    raise errors.NotFound("worker", min(unknown), path=("ids",))
+                for row in rows:
                     seen[row.id] = now = _without_clocks(row)
                     if now != before.get(row.id):
                         yield worker(row, admin)

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from mirrorflow.commands import admin, control, definitions, runs
+from mirrorflow.commands import admin, control, definitions, runs, workers
 from mirrorflow.commands.serve import serve
 from mirrorflow.commands.worker import worker
 
@@ -42,6 +42,8 @@ app.command()(control.approve)
 app.command()(control.reject)
 app.command()(control.retry)
 app.command()(control.fork)
+app.command()(workers.workers)
+app.command()(workers.drain)
 app.command()(admin.schema)
 app.add_typer(admin.db, name="db")
 app.add_typer(admin.token, name="token")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.live.server import Server
 
-pytest_plugins = ["tests.databases", "tests.redis"]
+pytest_plugins = ["tests.databases", "tests.redis", "tests.live.cluster"]
 
 
 @pytest.fixture(autouse=True)

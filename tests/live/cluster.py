@@ -188,6 +188,7 @@ class Cluster:
             member.thaw()
             member.clock_off_by(0)
             for link in member.links:
+                link.forget()
                 link.heal()
         if not self.redis.running:
             await asyncio.to_thread(self.redis.start)
@@ -238,13 +239,22 @@ class Cluster:
         assert "workflow" in made, made
         return str(made["workflow"]["id"])
 
-    async def start(self, workflow: str, input: Any = None, *, key: str, **more: Any) -> str:
+    async def start(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        key: str,
+        through: Member | None = None,
+        within: float = 60.0,
+        **more: Any,
+    ) -> str:
         """Start a run, through any number of faults; its id, which was acknowledged."""
         given = {"workflow": {"id": workflow}, "input": input, "idempotencyKey": key, **more}
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(within):
             while True:
                 with suppress(*TROUBLE):
-                    answer = (await self.api.graphql(START, {"input": given}))["instanceStart"]
+                    answer = (await (through or self.api).graphql(START, {"input": given}))["instanceStart"]
                     if "instance" in answer:
                         return str(answer["instance"]["id"])
                     assert answer["code"] == "STORAGE_UNAVAILABLE", answer
@@ -361,7 +371,9 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two API processes and three workers for all tests that this process runs: take ``cluster``."""
     folder = tmp_path_factory.mktemp("cluster")
     try:
-        with Cluster(folder / "data", env=plugged(folder / "plugin")) as cluster:
+        roots = f"{folder / 'data' / 'files'},{ROOT / 'examples'}"
+        env = plugged(folder / "plugin") | {"MIRRORFLOW_ALLOWED_ROOTS": roots}
+        with Cluster(folder / "data", env=env) as cluster:
             yield cluster
     except Unavailable as reason:
         pytest.skip(f"PostgreSQL can't be started: {reason}")

@@ -146,6 +146,10 @@ class Link:
         self._hits.append(hit)
         return hit
 
+    def forget(self) -> None:
+        """Wait for no commit any more."""
+        self._hits.clear()
+
     # ---- in the links' thread
 
     async def _listen(self) -> None:

@@ -352,6 +352,8 @@ WRONG = [
     ("query ($v: InstanceWhere!) { instances(where: $v) { totalCount } }", {"createdAt": {"gte": "2026-11-21T08:00"}}),
     ("query ($v: InstanceOrder!) { instances(orderBy: $v) { totalCount } }", "SIDEWAYS"),
     ('query ($v: SemVer!) { workflowVersion(workflow: "w", version: $v) { id } }', "one"),
+    ("query ($v: WorkerWhere!) { workers(where: $v) { totalCount } }", {"state": {"eq": "ASLEEP"}}),
+    ("query ($v: WorkerWhere!) { workers(where: $v) { totalCount } }", {"label": {"eq": "gpu"}}),
     ("query ($v: [ID!]!) { nodes(ids: $v) { id } }", [None]),
     ("query ($v: [ID!]!) { nodes(ids: $v) { id } }", ["a"] * 5_000),
     ("query ($v: DefinitionInput!) { definitionValidate(definition: $v) { code } }", {}),
@@ -393,6 +395,7 @@ QUERIES = {
     "workflowDiff": "query ($id: ID!) { it: workflowDiff(from: $id, to: $id) { identical } }",
     "instance": "query ($id: ID!) { it: instance(id: $id) { id } }",
     "instanceDiff": "query ($id: ID!) { it: instanceDiff(a: $id, b: $id) { __typename } }",
+    "worker": "query ($id: ID!) { it: worker(id: $id) { id } }",
     "debugEvaluate": """
         query ($id: ID!) { it: debugEvaluate(instance: $id, expression: "a") { ... on UserError { code } } }
     """,
@@ -403,6 +406,7 @@ SUBSCRIPTIONS = {
     "instanceUpdated": "subscription ($id: ID!) { instanceUpdated(id: $id) { id } }",
     "nodeExecutionUpdated": "subscription ($id: ID!) { nodeExecutionUpdated(instance: $id) { id } }",
     "nodeLogs": 'subscription ($id: ID!) { nodeLogs(instance: $id, node: "a") { seq } }',
+    "workerUpdated": "subscription ($id: ID!) { workerUpdated(ids: [$id]) { id } }",
 }
 
 
@@ -497,7 +501,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page)[:40])
-@pytest.mark.parametrize("list_", ["instances", "workflows"])
+@pytest.mark.parametrize("list_", ["instances", "workflows", "workers"])
 async def test_bad_pages_are_refused(server: Server, list_: str, page: dict[str, Any]) -> None:
     """Sizes out of range, both ends at once and cursors of nobody are refused by name."""
     query = (
@@ -527,6 +531,7 @@ async def test_a_cursor_of_another_list_is_refused(server: Server) -> None:
         "instanceChanges(after: -1)",
         "instanceChanges(first: 0)",
         "instanceChanges(first: 501)",
+        f"workerUpdated(ids: {json.dumps(['x'] * 101)})",
     ],
 )
 async def test_bad_stream_cursors_are_refused(server: Server, stream: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -201,6 +202,29 @@ async def test_runs_are_controlled_from_the_command_line(tmp_path: Path) -> None
         assert forked.code == 0, forked.err
         assert "run  completed" in cli("logs", "-f", forked.out.strip()).out
         assert cli("fork", id, "--pin", "nonsense").code == 2
+
+
+async def test_workers_are_listed_watched_and_drained(tmp_path: Path) -> None:
+    """A server of its own is a worker; a watcher sees it drain; an unknown one is refused."""
+    cli = Cli(tmp_path)
+    async with Server(tmp_path / "data") as server:
+        head, own = cli("workers").out.splitlines()
+        assert head.split()[:3] == ["WORKER", "STATE", "RUNS"]
+        id, state, *_ = own.split()
+        assert (id.split(":")[1], state) == (str(server.pid), "ONLINE")
+        assert cli("drain", "nobody").code == 2
+        watching = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "mirrorflow", "workers", "--watch",
+            env=cli.env, cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert watching.stdout is not None
+        async with asyncio.timeout(30):
+            assert (await watching.stdout.readline()).decode().split()[:2] == [id, "ONLINE"]
+            drained = cli("drain", id)
+            assert drained.code == 0, drained.err
+            assert (await watching.stdout.readline()).decode().split()[:2] == [id, "DRAINING"]
+            watching.terminate()
+            await watching.wait()
 
 
 async def test_a_folder_has_one_server(tmp_path: Path) -> None:

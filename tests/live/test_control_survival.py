@@ -6,8 +6,9 @@ import asyncio
 import os
 import random
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -116,6 +117,12 @@ async def test_control_flow_survives_being_killed_at_any_moment(tmp_path: Path) 
     control_oracle(tmp_path / "mirrorflow.db")
 
 
+class Asked(Protocol):
+    """Whoever answers documents."""
+
+    async def graphql(self, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]: ...
+
+
 async def started(server: Server, workflow: str, key: str, n: int) -> str:
     """Start one run, through any number of dead servers; its id."""
     variables = {"workflow": workflow, "input": {"items": [10 + (n + i) % 8 for i in range(ITEMS)]}, "key": key}
@@ -127,7 +134,7 @@ async def started(server: Server, workflow: str, key: str, n: int) -> str:
             await asyncio.sleep(0.05)  # the server is dead: try again until it is back
 
 
-async def approve_whatever_waits(server: Server) -> None:
+async def approve_whatever_waits(server: Asked) -> None:
     """Answer every approval as it comes; one that was answered by a letter nobody has read yet is refused."""
     while True:
         try:

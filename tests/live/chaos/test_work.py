@@ -1,0 +1,147 @@
+"""Jobs that do harm, come fifty times, race, or run by a wrong clock: each ends once, and no other suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.live.chaos.load import Load, completed, lines, step
+from tests.live.cluster import Cluster
+from tests.live.mischief import flow
+
+CANCEL = """
+mutation ($id: ID!) { instanceCancel(input: {id: $id}) { __typename ... on UserError { code message } } }
+"""
+RACES = 60
+
+
+async def test_fifty_deliveries_of_one_job(cluster: Cluster, tmp_path: Path) -> None:
+    """However often the workers are told of a run, each of its nodes is executed once."""
+    from engine.arq_queue import ArqQueue
+
+    file = tmp_path / "marks"
+    mark = {"type": "test/mark", "parameters": {"file": str(file), "seconds": 0.05}}
+    workflow = await cluster.store(flow("fifty", {"id": "a"} | mark, {"id": "b"} | mark))
+    queue = ArqQueue(cluster.redis.url, works=False)
+    await queue.start()
+    try:
+        ids = []
+        for run in range(5):
+            ids.append(await cluster.start(workflow, key=f"fifty-{run}"))
+            for n in range(50):
+                queue.wake(ids[-1], fence=n)
+        await completed(cluster, ids)
+    finally:
+        await queue.close()
+    assert set(Counter(await lines(file, 10)).values()) == {1}
+    assert len(await lines(file, 10)) == 10
+
+
+async def test_a_job_that_kills_its_worker(cluster: Cluster, tmp_path: Path) -> None:
+    """Once: another worker does it. With ``on_lost: fail``: it fails. What ran beside it goes on."""
+    load = await Load(cluster, "beside-a-killer").prepare()
+    twice, never = tmp_path / "twice", tmp_path / "never"
+    killer: dict[str, Any] = {"id": "kill", "type": "test/kill", "parameters": {"file": str(twice), "times": 1}}
+    async with cluster.supervised():
+        await load.add(5)
+        again = await cluster.run(flow("kills", killer))
+        await lines(twice, 1)
+        killer["parameters"] = {"file": str(never), "times": 99}
+        fails = await cluster.run(flow("kills-and-fails", killer | {"on_lost": "fail"}))
+        await load.add(5)
+        assert (await cluster.ended(again))["status"] == "COMPLETED"
+        ended = await cluster.ended(fails)
+        assert (ended["status"], ended["error"]["code"]) == ("FAILED", "WORKER_LOST")
+        await load.complete()
+    assert len(await lines(never, 1)) == 1
+
+
+async def test_jobs_that_do_harm(cluster: Cluster, tmp_path: Path) -> None:
+    """One that hangs, one that ignores SIGTERM, one that eats memory, one that blocks the event loop past the lease:
+    only they fail; the API answers, and other work is done.
+    """
+    load = await Load(cluster, "beside-harm").prepare()
+
+    def harm(kind: str, **more: Any) -> dict[str, Any]:
+        given = {"file": str(tmp_path / kind), "seconds": 3}
+        node = {"id": kind, "type": f"test/{kind}", "parameters": given, "retry": {"max": 0}}
+        return flow(kind, node | more)
+
+    slow = {"timeout": "1s"}
+    codes = {
+        await cluster.run(harm("hang", **slow)): {"NODE_TIMEOUT"},
+        await cluster.run(harm("stubborn", **slow)): {"NODE_TIMEOUT"},
+        await cluster.run(harm("eat", resources={"memory_mb": 200})): {"OUT_OF_MEMORY"},
+    }
+    blocks = await cluster.run(harm("block"))
+    await lines(tmp_path / "block", 1)
+    await load.add(10)
+    for api in cluster.apis:
+        began = time.monotonic()
+        assert (await api.request("GET", "/health/ready")).status_code == 200
+        assert time.monotonic() - began < 1
+    for id, right in codes.items():
+        ended = await cluster.ended(id)
+        assert ended["status"] == "FAILED"
+        assert ended["error"]["code"] in right, ended
+    assert (await cluster.ended(blocks))["status"] == "COMPLETED"
+    await load.complete()
+
+
+async def test_cancel_against_completion(cluster: Cluster) -> None:
+    """Cancelled at any moment around its end, twice and through both API processes: a run has one end."""
+    chance = random.Random(1)
+    mark = flow("race", {"id": "a", "type": "core/delay", "parameters": {"duration": "50ms"}}, step("core/noop", "b"))
+    workflow = await cluster.store(mark)
+
+    async def race(n: int) -> str:
+        id = await cluster.start(workflow, key=f"race-{n}")
+        await asyncio.sleep(chance.uniform(0, 0.15))
+        await asyncio.gather(*(api.graphql(CANCEL, {"id": id}) for api in cluster.apis))
+        return id
+
+    ids = list(await asyncio.gather(*(race(n) for n in range(RACES))))
+    assert set(await cluster.over(ids)) <= {"CANCELED", "COMPLETED"}
+
+
+async def test_two_parents_end_together_on_two_workers(cluster: Cluster, tmp_path: Path) -> None:
+    """Their join runs once."""
+    file = tmp_path / "joins"
+    nodes = [
+        {"id": "first", "type": "core/noop"},
+        {"id": "left", "type": "core/noop", "runs_on": ["gpu"]},
+        {"id": "right", "type": "core/noop", "runs_on": ["eu"]},
+        {"id": "join", "type": "test/mark", "parameters": {"file": str(file)}},
+    ]
+    edges = [
+        {"source": source, "target": target}
+        for source, targets in {"first": ["left", "right"], "left": ["join"], "right": ["join"]}.items()
+        for target in targets
+    ]
+    workflow = await cluster.store(flow("joins") | {"nodes": nodes, "edges": edges})
+    ids = await asyncio.gather(*(cluster.start(workflow, key=f"join-{n}") for n in range(RACES)))
+    await completed(cluster, ids)
+    assert len(await lines(file, RACES)) == RACES
+
+
+async def test_clocks_that_jump(cluster: Cluster, tmp_path: Path) -> None:
+    """An hour ahead, an hour behind, and jumping while runs wait: nothing is early, nothing is lost."""
+    for member, hours in zip(cluster.members, (1, -1, 1, -1, 0), strict=True):
+        member.clock_off_by(hours * 3_600)
+    retried = step("core/fail", "fails", message="no", category="CONNECTION") | {
+        "retry": {"max": 1, "base": "500ms", "jitter": 0},
+        "fail_on_error": False,
+    }
+    delayed = step("core/delay", "delay", duration="1s")
+    definition = flow("clocks", delayed, step("core/noop", "b")) | {"timeout": "60s"}
+    definition["nodes"].append(retried)
+    began = time.monotonic()
+    ids = [await cluster.run(definition) for _ in range(6)]
+    for member, hours in zip(cluster.members, (-1, 1, 0, 1, -1), strict=True):
+        member.clock_off_by(hours * 3_600)
+    await completed(cluster, ids, 20)
+    assert time.monotonic() - began >= 1
