@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flow import mapping
@@ -173,11 +173,12 @@ class Outputs:
     """Everything that a prompt made: files of any key, and texts by node."""
 
     files: tuple[Produced, ...] = ()
-    texts: Mapping[str, tuple[str, ...]] = {}
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 MAX_FILES = 10_000
 _MAX_TEXT = 20_000
+_MAX_NAME = 4_096
 
 
 def produced(outputs: Mapping[str, Any]) -> Outputs:
@@ -200,15 +201,9 @@ def _file(node: str, key: str, item: Any) -> Produced | None:
         item = {"filename": item}
     if not isinstance(item, dict) or not isinstance(item.get("filename"), str) or not item["filename"]:
         return None
-    subfolder, kind = item.get("subfolder"), item.get("type")
-    return Produced(
-        plain(node, 200),
-        plain(key, 200),
-        item["filename"],
-        subfolder if isinstance(subfolder, str) else "",
-        kind if isinstance(kind, str) and kind else "output",
-        display_name(item["filename"]),
-    )
+    # A name with a NUL can't be stored; without it, it names no file, which is what asking for it will say.
+    filename, subfolder, kind = (plain(item.get(key), _MAX_NAME) for key in ("filename", "subfolder", "type"))
+    return Produced(plain(node, 200), plain(key, 200), filename, subfolder, kind or "output", display_name(filename))
 
 
 def display_name(filename: str) -> str:

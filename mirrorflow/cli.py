@@ -16,7 +16,9 @@ import typer
 from typer.exceptions import TyperException
 
 from mirrorflow.commands import admin, control, definitions, runs, workers
+from mirrorflow.commands.batch import batch
 from mirrorflow.commands.serve import serve
+from mirrorflow.commands.tasks import tasks
 from mirrorflow.commands.worker import worker
 
 app = typer.Typer(
@@ -44,6 +46,8 @@ app.command()(control.retry)
 app.command()(control.fork)
 app.command()(workers.workers)
 app.command()(workers.drain)
+app.add_typer(batch, name="batch")
+app.add_typer(tasks, name="tasks")
 app.command()(admin.schema)
 app.add_typer(admin.db, name="db")
 app.add_typer(admin.token, name="token")

@@ -27,7 +27,8 @@ from db.session import Database, connect
 from engine.engine import Engine
 from engine.nodes.registry import Registry
 from engine.placement import Runner
-from flow.errors import StorageUnavailable
+from engine.seal import Seal
+from flow.errors import RedisUnavailable, StorageUnavailable
 from mirrorflow.lock import StartRefused
 from mirrorflow.metrics import EngineMetrics
 from mirrorflow.server import listening_socket
@@ -73,9 +74,20 @@ def stores_ready(settings: Settings) -> None:
 
 
 def _check_redis(url: str) -> None:
+    from redis.exceptions import AuthenticationError
+    from redis.exceptions import ConnectionError as NotConnected
+    from redis.exceptions import TimeoutError as NoAnswer
+
     from engine.redis import redis_check
 
-    asyncio.run(redis_check(url))
+    try:
+        for fault in asyncio.run(redis_check(url)):
+            log.warning(fault)
+    except RedisUnavailable as error:
+        cause = error.__context__
+        if isinstance(cause, AuthenticationError) or not isinstance(cause, OSError | NotConnected | NoAnswer):
+            raise StartRefused(error.message) from None  # it is there, and will say the same again
+        raise StorageUnavailable(error.message) from error
 
 
 def _awaited(what: str, deadline: float, attempt: Callable[[], object]) -> None:
@@ -85,12 +97,11 @@ def _awaited(what: str, deadline: float, attempt: Callable[[], object]) -> None:
             attempt()
             return
         except ImportError as error:
-            raise StartRefused(
-                f"{what} needs the package {error.name}: pip install 'mirrorflow[distributed]'."
-            ) from None
+            remedy = "pip install 'mirrorflow[distributed]'"
+            raise StartRefused(f"{what} needs the package {error.name}: {remedy}.") from None
         except StorageUnavailable as error:
             if time.monotonic() >= deadline:
-                raise StartRefused(f"{what} isn't there: {error.message}") from None
+                raise StartRefused(error.message) from None
             if error.message != told:
                 log.warning(f"waiting for {what}", reason=error.message, seconds=round(deadline - time.monotonic()))
                 told = error.message
@@ -139,6 +150,7 @@ def engine_for(settings: Settings, database: Database, metrics: EngineMetrics, *
         alone=settings.alone,
         lease_s=settings.lease_seconds,
         max_nodes=settings.max_nodes,
+        seal=Seal(settings.secret_key.get_secret_value() or None, settings.data_dir),
         observe_commit=metrics.committed,
         observe_node=metrics.attempted,
     )
@@ -153,11 +165,12 @@ def _seams(settings: Settings, *, works: bool) -> tuple[Queue | None, Bus | None
     """Queue and bus over Redis; None and None for the engine's own, in this process."""
     if settings.redis is None:
         return None, None
-    from engine.arq_queue import ArqQueue
     from engine.redis_bus import RedisBus
 
+    from engine.arq_queue import ArqQueue
+
     labels = frozenset(settings.labels)
-    return ArqQueue(settings.redis, labels=labels, works=works), RedisBus(settings.redis)
+    return ArqQueue(settings.redis, labels=labels, listen=works), RedisBus(settings.redis)
 
 
 def checks(settings: Settings, engine: Engine) -> Checks:

@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     token: SecretStr = Field(
         SecretStr(""), description="Bootstrap token of the administrator, 20 characters or more. Empty: none."
     )
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Master key that encrypts secrets, 32 characters or more, the same for all processes on one "
+        "database. Empty: `secret.key` in the data folder, made when it is first needed.",
+    )
     allowed_roots: Folders = Field(
         (),
         description="Folders that nodes may read and write, separated by commas; relative paths in workflows start "
@@ -132,6 +137,13 @@ class Settings(BaseSettings):
     def _long_enough(cls, value: SecretStr) -> SecretStr:
         if 0 < len(value.get_secret_value()) < 20:
             raise ValueError("must have 20 characters or more")
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _long_key(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 32:
+            raise ValueError("must have 32 characters or more")
         return value
 
     @field_validator("database_url")

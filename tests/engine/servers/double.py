@@ -24,7 +24,7 @@ from tests.graph.serving import served
 
 
 class Double:
-    """Its state. ``fault``: None, ``html``, ``redirect``, ``endless``, ``lying``, ``nul``, ``slow`` (until ``release``),
+    """Its state. ``fault``: None, ``html``, ``redirect``, ``endless``, ``lying``, ``nul``, ``slow`` (till ``release``),
     ``dead`` (hangs up), ``echo`` (says back what it was sent), or a status such as ``503``.
     """
 
