@@ -28,7 +28,7 @@ from engine.servers.contract import (
     lost,
     refused,
 )
-from engine.servers.wire import SAID, Answer, Wire, WireFailed
+from engine.servers.wire import SAID, Answer, Patience, Wire, WireFailed
 from flow.documents import export
 from flow.errors import Category, Failure
 from flow.servers import CheckOutcome
@@ -41,8 +41,6 @@ POST_S = 24 * 3_600.0
 SUBMIT_S = 5.0
 #: Seconds between two questions about one piece of work: first, and at most.
 POLL_FIRST_S, POLL_MOST_S = 0.1, 3.0
-#: Questions in a row without a usable answer after which the server is lost to the work.
-POLLS_LOST = 4
 #: Results that came with the answer to the POST and that nobody has followed yet.
 KEPT = 1_000
 MAX_FILES = 10_000
@@ -133,8 +131,8 @@ class Http:
 
     async def fetch(self, ref: str, file: OutputFile) -> AsyncIterator[bytes]:
         """GET its path on the same server, never another one."""
-        path = file.locator.get("path")
-        if not isinstance(path, str):
+        path = _own_path(file.locator.get("path"))
+        if path is None:
             said = f"{self._wire.name} does not say on itself where {plain_text(file.name, 80)!r} can be fetched."
             raise ServerFailed(refused("OUTPUT_MISSING", said))
         try:
@@ -195,7 +193,7 @@ class Http:
             self._results[ref] = ended
 
     async def _poll(self, ref: str, report: Report) -> Done | Failed:
-        wait, failures = POLL_FIRST_S, 0
+        wait, patience = POLL_FIRST_S, Patience()
         while True:
             try:
                 answer = await self._wire.ask("GET", _path(ref), limit=MAX_OUTPUT)
@@ -208,14 +206,16 @@ class Http:
                 value = answer.object()
                 if (ended := self._ended(answer, value)) is not None:
                     return ended
-                failures = 0
+                patience.heard()
+                pause = wait
+                wait = min(wait * 1.5, POLL_MOST_S)
                 report(_fraction(value.get("progress")), plain_text(str(value.get("message") or ""), SAID))
             except WireFailed as failed:
-                failures += 1
-                if failures >= POLLS_LOST or failed.outcome is CheckOutcome.WRONG_ANSWER:
+                retry = patience.wait()
+                if retry is None:
                     return failed.failed
-            await asyncio.sleep(wait)
-            wait = min(wait * 1.5, POLL_MOST_S)
+                pause = retry
+            await asyncio.sleep(pause)
 
     def _ended(self, answer: Answer, value: dict[str, Any]) -> Ended | None:
         """What the server says became of the work; None if it goes on. Raises WireFailed for nonsense."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -35,7 +36,7 @@ from engine.servers.contract import (
     refused,
 )
 from engine.servers.outputs import ended
-from engine.servers.wire import REQUEST_S, SAID, Wire, WireFailed
+from engine.servers.wire import REQUEST_S, SAID, Patience, Wire, WireFailed
 from flow.definition import Definition
 from flow.documents import export
 from flow.durations import iso
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at an instance: first, at most, and while its events are heard.
 LOOK_FIRST_S, LOOK_MOST_S, LOOK_HEARD_S = 0.2, 5.0, 15.0
-#: Looks in a row without a usable answer after which the server is lost to the work.
-LOOKS_LOST = 4
 #: Versions of one workflow among which an equal one is looked for, a page at a time.
 VERSIONS_SEEN, VERSIONS_PAGE = 40, 10
 _CHUNK = 1 << 20
@@ -148,7 +147,7 @@ class Mirrorflow:
         """Looks at the instance; its events, while they are heard, say when."""
         changed = asyncio.Event()
         hearing: asyncio.Task[None] | None = None
-        wait, failures = LOOK_FIRST_S, 0
+        wait, patience = LOOK_FIRST_S, Patience()
         try:
             while True:
                 try:
@@ -158,21 +157,18 @@ class Mirrorflow:
                         return lost("WORK_UNKNOWN", said, category=Category.HTTP_CLIENT)
                     if InstanceStatus(found["status"]).terminal:
                         return await self._result(ref)
-                    failures = 0
+                    patience.heard()
                     report(_fraction(found), "")
                     if hearing is None or hearing.done():
                         hearing = asyncio.create_task(self._hear(ref, int(found["lastSeq"]), changed))
-                except WireFailed as failed:
-                    failures += 1
-                    if failures >= LOOKS_LOST:
-                        return failed.failed
-                except ServerFailed as error:
-                    return error.failed
-                except (KeyError, TypeError, ValueError):
-                    return self._wrong("does not answer as a Mirrorflow does").failed
-                heard = hearing is not None and not hearing.done() and not failures
+                    pause = wait if hearing.done() else LOOK_HEARD_S
+                except (WireFailed, ServerFailed, KeyError, TypeError, ValueError) as error:
+                    retry = patience.wait()
+                    if retry is None:
+                        return self._lost(error)
+                    pause = retry
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_HEARD_S if heard else wait):
+                    async with asyncio.timeout(pause):
                         await changed.wait()
                 if changed.is_set():
                     changed.clear()
@@ -297,6 +293,8 @@ class Mirrorflow:
         """The ``data`` of an operation. Raises WireFailed, or ServerFailed for errors that it answers."""
         body = {"query": document, "variables": dict(variables)}
         answer = await self._wire.ask("POST", "/graphql", body=body, seconds=seconds, limit=limit)
+        if answer.status in (429, 503):
+            raise ServerFailed(answer.work_failed())
         value = answer.object()
         errors = value.get("errors")
         if errors:
@@ -333,6 +331,16 @@ class Mirrorflow:
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             return lost("SERVER_REFUSES_TOKEN", message, category=Category.HTTP_CLIENT, answered=code)
         return lost("SERVER_ANSWER_INVALID", message, category=Category.HTTP_SERVER, answered=code)
+
+    def _lost(self, error: Exception) -> Failed:
+        """The server can't be heard of any more, for the last reason of several."""
+        match error:
+            case WireFailed():
+                return error.failed
+            case ServerFailed():
+                return replace(error.failed, server_lost=True)
+            case _:
+                return self._wrong("does not answer as a Mirrorflow does").failed
 
     def _wrong(self, what: str) -> WireFailed:
         return WireFailed(CheckOutcome.WRONG_ANSWER, f"{self._wire.name} {what}.", status=200)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 REQUEST_S = 30.0
 #: Seconds without a byte after which a download is given up.
 SILENCE_S = 60.0
+#: Seconds between tries to hear of work that goes on at a server; after the last one the server is lost to the work.
+RETRIES_S = (0.25, 1.0, 2.0)
 #: Characters of a server's own words that are kept.
 SAID = 500
 
@@ -50,6 +52,22 @@ class WireFailed(Exception):
                 return lost("SERVER_UNREACHABLE", self.message)
             case _:
                 return lost("SERVER_ANSWER_INVALID", self.message, category=Category.HTTP_SERVER)
+
+
+class Patience:
+    """How long a server may not be heard of before it is lost to the work that is followed there."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def heard(self) -> None:
+        """It answers (again)."""
+        self._failures = 0
+
+    def wait(self) -> float | None:
+        """One more failure: seconds until the next try, None if there is none."""
+        self._failures += 1
+        return RETRIES_S[self._failures - 1] if self._failures <= len(RETRIES_S) else None
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -66,6 +66,7 @@ class Double:
             Route("/execute", self._guarded(self._execute), methods=["POST"]),
             Route("/execute/{id}", self._guarded(self._work), methods=["GET", "DELETE"]),
             Route("/files/{name:path}", self._guarded(self._file)),
+            Route("/{path:path}", self._guarded(self._nothing), methods=["GET", "POST", "DELETE"]),
         ]
         return Starlette(routes=routes)
 
@@ -84,7 +85,7 @@ class Double:
                 case "endless":
                     return StreamingResponse(_endless(), media_type="application/json")
                 case "lying":
-                    return JSONResponse({"status": "weird", "data": {"health": {"status": 7}}})
+                    return JSONResponse({"status": "weird", "data": {"health": {"status": 7}}}, 206)
                 case "nul":
                     return JSONResponse({"status": "ok", "text": "a\0b"})
                 case "echo":
@@ -96,6 +97,9 @@ class Double:
                     return JSONResponse({"message": "not now"}, int(status), headers={"Retry-After": "7"})
 
         return respond
+
+    async def _nothing(self, request: Request) -> Response:
+        return PlainTextResponse("not here", 404)
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse(self.health)
