@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Collection
 from itertools import count
 from typing import Protocol
 
@@ -66,6 +67,14 @@ class LocalQueue:
         self._waiting.add(id)
         heapq.heappush(self._heap, (clock.monotonic() - urgency_s, next(self._order), id))
         self._filled.set()
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Let these ids wait no longer."""
+        self._heap = [entry for entry in self._heap if entry[2] not in ids]
+        heapq.heapify(self._heap)
+        self._waiting.difference_update(ids)
+        if not self._heap:
+            self._filled.clear()
 
     async def filled(self) -> None:
         await self._filled.wait()

@@ -138,6 +138,12 @@ class StorageUnavailable(WorkflowError):
     code = "STORAGE_UNAVAILABLE"
 
 
+class RedisUnavailable(WorkflowError):
+    """The Redis of the settings can't be used; the message is one line with the remedy."""
+
+    code = "REDIS_UNAVAILABLE"
+
+
 class LeaseLost(WorkflowError):
     """This worker no longer holds the instance: another one has taken it. Drop the work, write nothing."""
 
