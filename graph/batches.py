@@ -167,7 +167,7 @@ BatchStartResult = Annotated[
 class BatchQuery:
     """Whether a batch could start."""
 
-    @query(Permission.INSTANCE_READ, "Whether a batch could start now on the server that it names, and if not, why.")
+    @query(Permission.TASK_READ, "Whether a batch could start now on the server that it names, and if not, why.")
     async def server_check(
         self, info: Info, input: Annotated[BatchInput, argument(description="The batch, as `batchStart` takes it.")]
     ) -> ServerCheck:
@@ -190,7 +190,7 @@ class BatchMutation:
     """Starting batches."""
 
     @mutation(
-        Permission.INSTANCE_RUN,
+        Permission.TASK_RUN,
         "Run a workflow over the files of folders, on one or several servers. Each file is done once, whatever dies "
         "meanwhile.",
     )

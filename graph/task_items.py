@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 strawberry.enum(TaskStatus, description="The life of a task, of each of its executions, and of each of its files.")
 
 
+@strawberry.type(description="A file that came out, in its place.")
+class TaskOutput:
+    """One of the row's ``outputs``."""
+
+    path: str = field(description="Where it is, on the machine that runs the task.")
+    name: str = field(description="Its name without the folders.")
+    size: BigInt = field(description="Its size in bytes.")
+    sha256: str = field(description="The SHA-256 of its content, in hexadecimal.")
+
+
 @strawberry.type(description="One file of a batch, or the one run of another task.")
 class TaskItem(Node):
     """A row of ``task_items``."""
@@ -38,7 +48,7 @@ class TaskItem(Node):
     attempts: int = field(description="How often it was sent out.")
     losses: int = field(description="How often its server was lost meanwhile.")
     progress: float | None = field(description="How much of it is done, from 0 to 1, by its server's word.")
-    outputs: list[JSON] = field(description="The files that came out.")
+    outputs: list[TaskOutput] = field(description="The files that came out.")
     result: JSON | None = field(description="What its run gave.")
     error: Failure | None = field(description="Why it failed (last), if it did.")
     started_at: datetime | None = field(description="When it was last sent out.")
@@ -86,7 +96,10 @@ def task_item(row: keyset.Record, actor: Actor) -> TaskItem:
         attempts=row.attempts,
         losses=row.losses,
         progress=row.progress,
-        outputs=row.outputs,
+        outputs=[
+            TaskOutput(path=each["path"], name=each["name"], size=each["size"], sha256=each["sha256"])
+            for each in row.outputs
+        ],
         result=row.result,
         error=stored_failure(row.error, actor),
         started_at=row.started_at,

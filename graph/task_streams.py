@@ -38,7 +38,7 @@ class TaskSubscription:
     """What becomes of tasks."""
 
     @subscription(
-        Permission.INSTANCE_READ,
+        Permission.TASK_READ,
         "A task now, and again whenever it changed (at most ten times a second); completes when it has ended.",
     )
     async def task_updated(
@@ -60,7 +60,7 @@ class TaskSubscription:
                     yield task(row, actor)
 
     @subscription(
-        Permission.INSTANCE_READ,
+        Permission.TASK_READ,
         "The tasks of your project as they change (at most ten times a second each). Resume `after` the highest "
         "`changeSeq` that you have; without it, only what changes from now on is told.",
     )

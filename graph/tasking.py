@@ -211,7 +211,7 @@ TaskItemsRetryResult = Annotated[
 class TaskMutation:
     """The life of a task."""
 
-    @mutation(Permission.INSTANCE_RUN, "Make a task: a batch, one run of a workflow, or one node.")
+    @mutation(Permission.TASK_RUN, "Make a task: a batch, one run of a workflow, or one node.")
     async def task_create(
         self, info: Info, input: Annotated[TaskCreateInput, argument(description="What it does.")]
     ) -> TaskCreateResult:
@@ -225,7 +225,7 @@ class TaskMutation:
             change_seq=BigInt(started.change_seq),
         )
 
-    @mutation(Permission.INSTANCE_RUN, "Change a task that has not started.")
+    @mutation(Permission.TASK_RUN, "Change a task that has not started.")
     async def task_update(
         self, info: Info, input: Annotated[TaskUpdateInput, argument(description="What is different.")]
     ) -> TaskUpdateResult:
@@ -244,7 +244,7 @@ class TaskMutation:
         )
         return TaskUpdatePayload(task=await reread(info, input.id), change_seq=BigInt(seq))
 
-    @mutation(Permission.INSTANCE_RUN, "Delete a finished task with its ledger. What it wrote stays.")
+    @mutation(Permission.TASK_RUN, "Delete a finished task with its ledger. What it wrote stays.")
     async def task_delete(
         self, info: Info, input: Annotated[TaskDeleteInput, argument(description="Which one.")]
     ) -> TaskDeleteResult:
@@ -253,7 +253,7 @@ class TaskMutation:
         return TaskDeletePayload(id=input.id, change_seq=BigInt(seq))
 
     @mutation(
-        Permission.INSTANCE_RUN,
+        Permission.TASK_RUN,
         "Cancel a task: nothing new is begun, what runs is stopped, what is done stays. Twice is once.",
     )
     async def task_cancel(
@@ -264,7 +264,7 @@ class TaskMutation:
         return TaskCancelPayload(task=await reread(info, input.id), change_seq=BigInt(seq))
 
     @mutation(
-        Permission.INSTANCE_RUN,
+        Permission.TASK_RUN,
         "Run a task that exists: for the first time, or again. Of a batch, only files that are not completed.",
     )
     async def task_execute(
@@ -304,7 +304,7 @@ class TaskMutation:
         return TaskExecutionStatusSetPayload(execution=execution, change_seq=BigInt(seq))
 
     @mutation(
-        Permission.INSTANCE_RUN, "Run the files of a finished task again that failed; the others stay as they are."
+        Permission.TASK_RUN, "Run the files of a finished task again that failed; the others stay as they are."
     )
     async def task_items_retry(
         self, info: Info, input: Annotated[TaskItemsRetryInput, argument(description="Which files.")]

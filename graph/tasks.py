@@ -179,7 +179,7 @@ class Task(Node):
     execution_id: strawberry.Private[str | None]
     server_ids: strawberry.Private[tuple[str, ...]]
 
-    @derived("The workflow that it runs; null for a single node, and once the workflow is gone for good.")
+    @derived("The workflow that it runs (a single node has a hidden one of its own); null once it is gone for good.")
     async def workflow(self, info: Info) -> Annotated[Workflow, strawberry.lazy("graph.workflows")] | None:
         """By loader."""
         from graph.workflows import workflow
@@ -252,7 +252,7 @@ class Task(Node):
 def task(row: keyset.Record, actor: Actor) -> Task:
     """The row as the schema shows it."""
     status = TaskStatus(row.status)
-    may_run = actor.may(Permission.INSTANCE_RUN)
+    may_run = actor.may(Permission.TASK_RUN)
     spec: Mapping[str, Any] = row.spec
     batch = row.type == BATCH
     servers = spec.get("servers") or () if batch else [spec["server"]] if spec.get("server") else ()
@@ -357,7 +357,7 @@ class TaskOrder(Enum):
 class TaskQuery:
     """Tasks by id and as lists."""
 
-    @query(Permission.INSTANCE_READ, "One task; null if your project has none of that id.")
+    @query(Permission.TASK_READ, "One task; null if your project has none of that id.")
     async def task(
         self, info: Info, id: Annotated[strawberry.ID, argument(description="The task's id.")]
     ) -> Task | None:
@@ -365,7 +365,7 @@ class TaskQuery:
         row = await info.context.load.task.load(id)
         return None if row is None else task(row, caller(info))
 
-    @query(Permission.INSTANCE_READ, "The tasks of your project, the newest first unless you say otherwise.")
+    @query(Permission.TASK_READ, "The tasks of your project, the newest first unless you say otherwise.")
     async def tasks(
         self,
         info: Info,
@@ -390,7 +390,7 @@ class TaskQuery:
             lambda: db.read(keyset.count, store.TASKS, actor.project_id, wanted),
         )
 
-    @query(Permission.INSTANCE_READ, "One run of a task; null if your project has none of that id.")
+    @query(Permission.TASK_READ, "One run of a task; null if your project has none of that id.")
     async def task_execution(
         self, info: Info, id: Annotated[strawberry.ID, argument(description="The execution's id.")]
     ) -> TaskExecution | None:
