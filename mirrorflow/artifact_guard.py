@@ -30,7 +30,7 @@ async def same_artifacts(database: Database, folder: Path) -> None:
 async def difference(database: Database, folder: Path, *, mark: bool = True) -> str | None:
     """What is wrong with the folder, in one line; None if nothing is. ``mark``: mark both if the database has none."""
     try:
-        # In this order: the faster one marks the folder first, so whoever sees the database's mark sees the folder's too.
+        # In this order: the first process marks the folder before the database.
         agreed = await database.read(meta.value, meta.ARTIFACT_STORE)
         found = await asyncio.to_thread(_read, folder)
         if agreed is None and mark:
