@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 import shutil
@@ -135,17 +134,14 @@ def engine_for(settings: Settings, database: Database, metrics: EngineMetrics, *
         concurrency=settings.slots,
     )
     queue, bus = _seams(settings, works=works)
-    seams: dict[str, Any] = {
-        "queue": queue,
-        "bus": bus,
-        "works": works,
-        "labels": frozenset(settings.labels),
-        "gpus": settings.gpus,
-    }
     engine = Engine(
         database,
         runner,
-        **{name: value for name, value in seams.items() if name in inspect.signature(Engine).parameters},
+        queue=queue,
+        bus=bus,
+        works=works,
+        labels=frozenset(settings.labels),
+        gpus=settings.gpus,
         # The lock on the folder keeps other processes off its SQLite file; a PostgreSQL may have other users.
         alone=settings.alone,
         lease_s=settings.lease_seconds,
