@@ -24,6 +24,7 @@ from engine.seal import Seal
 from engine.servers.registry import Clients, opens
 from engine.servers.servers import Servers
 from engine.streams import Streams
+from engine.tasks import Tasks
 from engine.version import VERSION
 from engine.workers import Workers
 from engine.workflows import Workflows
@@ -33,16 +34,16 @@ from flow.definition import MAX_NODES
 class Engine:
     """Everything that runs workflows, in one process, on one database.
 
-    ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
-    that what a dead predecessor held is taken over at once and not when its leases run out.
-<<<<<<< HEAD
-    Without a ``queue`` and a ``bus`` they are this process's own; several processes on one database need such as they
-    share. ``works`` False: it starts, shows and controls runs, and leaves it to others to drive them. ``labels`` and
-    ``gpus`` are what nodes may ask a worker for.
-=======
-    ``seal`` encrypts what must be kept secret; without it the key lies beside the artifacts.
->>>>>>> main
-    ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
+        ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
+        that what a dead predecessor held is taken over at once and not when its leases run out.
+    <<<<<<< HEAD
+        Without a ``queue`` and a ``bus`` they are this process's own; several processes on one database need such as they
+        share. ``works`` False: it starts, shows and controls runs, and leaves it to others to drive them. ``labels`` and
+        ``gpus`` are what nodes may ask a worker for.
+    =======
+        ``seal`` encrypts what must be kept secret; without it the key lies beside the artifacts.
+    >>>>>>> main
+        ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
     """
 
     def __init__(
@@ -122,6 +123,16 @@ class Engine:
             self._changed,
             local_batch_size=max(8, 4 * runner.slots[Placement.PROCESS]),
         )
+        self.tasks = Tasks(
+            database,
+            self.bus,
+            self.workflows,
+            self.servers,
+            around.files,
+            self._changed,
+            worker=self.worker,
+            lease_s=lease_s,
+        )
         self._alone = alone
 
     async def start(self) -> None:
@@ -137,6 +148,8 @@ class Engine:
         if self.works:
             self.executor.start()
         await self.servers.start()
+        if self.works:
+            await self.tasks.start(alone=self._alone)
 
     def drain(self) -> None:
         """Take no new work; what is under way goes on here, or is left to other workers as it comes to rest."""
@@ -147,6 +160,7 @@ class Engine:
     async def stop(self, grace_s: float = 30.0) -> None:
         """Let running nodes finish within the grace, then stop; the database stays open for its owner to close."""
         self.workers.drain()
+        await self.tasks.stop()
         await self.servers.stop()
         await self.executor.stop(grace_s)
         await self.journal.close()

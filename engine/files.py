@@ -75,6 +75,11 @@ class Files:
                 return root
         raise PathRefused("NO_WRITABLE_FOLDER", "None of the allowed folders can be written.")
 
+    def allows(self, path: str) -> bool:
+        """Whether the path, with every symlink resolved, lies within the roots."""
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(root) for root in self.roots)
+
     def _confined(self, candidate: Path, said: str) -> Path:
         try:
             real = Path(os.path.realpath(candidate))

@@ -15,10 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, case, delete, func, or_, select, update
 
 from db.models import Server, TaskItem
-from db.store import bulk
+from db.store import bulk, changes
 from db.store.dbclock import db_now
-from db.store.tasks import Hold, held, set_task
-from flow.tasks import TaskStatus
+from db.store.keyset import Record
+from db.store.tasks import ITEMS, Hold, close, held, set_task
+from flow.tasks import TaskStatus, TaskStep
 
 _COLUMNS = (
     "id", "task_id", "ordinal", "path", "relative", "size", "status", "attempts", "failures", "losses", "outputs",
@@ -112,6 +113,12 @@ def add(
 def _known(connection: Connection, task_id: str, paths: Sequence[str]) -> list[str]:
     query = select(TaskItem.path).where(TaskItem.task_id == task_id, TaskItem.path.in_(paths))
     return list(connection.execute(query).scalars())
+
+
+def insert_only(connection: Connection, task_id: str, item_id: str) -> None:
+    """The one item of a task that is no batch."""
+    table: Any = TaskItem.__table__
+    bulk.insert(connection, table, _COLUMNS, [(item_id, task_id, 1, "", "", 0, "PENDING", 0, 0, 0, [])])
 
 
 def take(connection: Connection, hold: Hold, server_id: str | None, slots: int, most: int, at: datetime) -> list[Taken]:
@@ -266,6 +273,11 @@ def cancel_pending(connection: Connection, hold: Hold, at: datetime) -> int:
     return len(ids)
 
 
+def only(connection: Connection, task_id: str) -> Record:
+    """The one item of a task that is no batch."""
+    return connection.execute(select(*ITEMS.columns).where(TaskItem.task_id == task_id).limit(1)).one()
+
+
 def reopen(connection: Connection, task_id: str, statuses: Sequence[str], only: Sequence[str] | None = None) -> int:
     """Let the items of these statuses (of these ids) run again, under the lock of their task's row; how many."""
     wanted = [TaskItem.task_id == task_id, TaskItem.status.in_(statuses)]
@@ -281,10 +293,22 @@ def reopen(connection: Connection, task_id: str, statuses: Sequence[str], only: 
     ).rowcount  # fmt: skip
 
 
-def settle(connection: Connection, task_id: str, status: TaskStatus, at: datetime, error: Any = None) -> None:
+def settle(
+    connection: Connection, task_id: str, status: TaskStatus, at: datetime, error: Any = None, result: Any = None
+) -> None:
     """Every item that has not ended ends so: somebody else says that the whole task has."""
     wanted = TaskItem.task_id == task_id, TaskItem.status.in_(("PENDING", "RUNNING"))
-    connection.execute(update(TaskItem).where(*wanted).values(status=status, error=error, completed_at=at))
+    values = {"status": status, "error": error, "result": result, "completed_at": at}
+    connection.execute(update(TaskItem).where(*wanted).values(**values))
+
+
+def fail_task(connection: Connection, hold: Hold, error: Mapping[str, Any], at: datetime) -> int:
+    """End the whole task as failed, with whatever of it has not ended; the change number."""
+    seq = changes.take(connection, hold.project_id)
+    row = held(connection, hold)
+    settle(connection, hold.task_id, TaskStatus.CANCELED, at)
+    recount(connection, hold.task_id)
+    return close(connection, row, TaskStep.FAIL, at, seq, error=error, message=error["message"])
 
 
 def recount(connection: Connection, task_id: str) -> None:

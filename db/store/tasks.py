@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, literal, or_, select, update
 
+from db.base import Instant
 from db.models import Task, TaskExecution, TaskItem
 from db.store import changes
 from db.store.dbclock import db_now
@@ -191,6 +192,24 @@ def execution(connection: Connection, project_id: str, execution_id: str) -> Rec
     return connection.execute(select(TaskExecution.__table__).where(*wanted)).one_or_none()
 
 
+def make_due(connection: Connection, task_id: str) -> None:
+    """Somebody should hold the task, from now on."""
+    connection.execute(update(Task).where(Task.id == task_id).values(due_at=db_now()))
+
+
+def report(connection: Connection, row: Record, execution_id: str, at: datetime, seq: int, **values: Any) -> None:
+    """What the runner of an execution says of it on the way: it runs, with this progress and message."""
+    begun = {"status": TaskStatus.RUNNING, "updated_at": at}
+    connection.execute(
+        update(TaskExecution)
+        .where(TaskExecution.id == execution_id)
+        .values(**values, **begun, started_at=func.coalesce(TaskExecution.started_at, literal(at, Instant())))
+    )
+    if row.status == TaskStatus.PENDING:
+        values = values | {"status": TaskStatus.RUNNING, "started_at": at}
+    set_task(connection, row.id, **values, updated_at=at, change_seq=seq)
+
+
 def delete_task(connection: Connection, project_id: str, task_id: str) -> None:
     """Remove a task that has no items any more, and its executions."""
     connection.execute(delete(Task).where(Task.project_id == project_id, Task.id == task_id))
@@ -309,6 +328,12 @@ def note(connection: Connection, hold: Hold, at: datetime, **values: Any) -> int
     shared = {name: value for name, value in values.items() if name in ("progress", "message")}
     set_execution(connection, row.execution_id, **shared, updated_at=at)
     return seq
+
+
+def set_token(connection: Connection, hold: Hold, execution_id: str, token_sha256: str) -> None:
+    """From now on this is the token with which the execution's runner reports."""
+    held(connection, hold)
+    set_execution(connection, execution_id, token_sha256=token_sha256)
 
 
 def end(connection: Connection, hold: Hold, step: TaskStep, at: datetime, **values: Any) -> int:

@@ -9,6 +9,7 @@ item's staging is the item's own. Where there are no hard links, a rename takes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -76,10 +77,8 @@ class Staging:
     def discard(self) -> None:
         """Remove the staging of all attempts; the last one out removes the folder of all items."""
         shutil.rmtree(self.item, ignore_errors=True)
-        try:
+        with contextlib.suppress(OSError):  # others are at work
             (self.root / STAGING).rmdir()
-        except OSError:
-            pass  # others are at work
 
 
 def place(staging: Staging, relative: str) -> list[Placed]:
@@ -101,26 +100,27 @@ def place(staging: Staging, relative: str) -> list[Placed]:
 
 def _left(staging: Staging) -> Iterator[tuple[Path, str]]:
     """The files of the attempt, with the names that they want; links and special files don't count."""
-    for top in (staging.out, staging.fetched):
+    for top, numbered in ((staging.out, False), (staging.fetched, True)):
         for folder, below, names in os.walk(top):
             below.sort()
             for name in sorted(names):
                 path = Path(folder) / name
                 if path.is_file() and not path.is_symlink() and not name.endswith(".part"):
                     said = path.relative_to(top)
-                    if top is staging.fetched:  # "<number>-<name>", numbered since two may have one name
+                    if numbered:  # "<number>-<name>", numbered since two may have one name
                         yield path, said.name.partition("-")[2]
                     else:
                         yield path, str(Path(*said.parts[:-1], batches.fitted(said.name, "")))
 
 
 def _inodes(staging: Staging) -> set[tuple[int, int]]:
-    """The files in the staging of all of the item's attempts: a name linked to one of them is the item's own."""
+    """The files of the item's earlier attempts: a name linked to one of them is the item's own, to be replaced."""
     found = set()
-    for folder, _, names in os.walk(staging.item):
+    for folder, below, names in os.walk(staging.item):
+        if folder == str(staging.item) and str(staging.attempt) in below:
+            below.remove(str(staging.attempt))
         for name in names:
-            status = os.lstat(os.path.join(folder, name))
-            found.add((status.st_dev, status.st_ino))
+            found.add(_inode(Path(folder) / name))
     return found
 
 
@@ -131,17 +131,18 @@ def _linked(source: Path, folder: Path, wanted: str, own: set[tuple[int, int]]) 
         try:
             os.link(source, target)
         except FileExistsError:
-            if not _is_own(target, own):
-                continue
-            if not os.path.samefile(source, target):  # an earlier attempt's, which nobody has told of
-                again = folder / f".{name[:100]}.{source.stat().st_ino}.part"
+            there = _inode(target)
+            if there in own:  # an earlier attempt's, which the ledger was not told of
+                again = folder / f".{source.stat().st_ino}.part"
                 again.unlink(missing_ok=True)
                 os.link(source, again)
                 again.replace(target)
+            elif there != _inode(source):
+                continue
         except OSError:
             if os.path.lexists(target):
                 continue
-            shutil.copyfile(source, part := folder / f".{name[:100]}.{os.getpid()}.part")
+            shutil.copyfile(source, part := folder / f".{source.stat().st_ino}.part")
             _sync(part)
             part.replace(target)
         _sync(folder)
@@ -149,9 +150,9 @@ def _linked(source: Path, folder: Path, wanted: str, own: set[tuple[int, int]]) 
     raise OutputRefused("TOO_MANY_OUTPUTS", f"There are {_MOST_NAMES:,} files called like {wanted!r} already.")
 
 
-def _is_own(target: Path, own: set[tuple[int, int]]) -> bool:
-    status = os.lstat(target)
-    return (status.st_dev, status.st_ino) in own
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _digest(path: Path) -> tuple[int, str]:
@@ -161,6 +162,11 @@ def _digest(path: Path) -> tuple[int, str]:
             digest.update(piece)
             size += len(piece)
     return size, digest.hexdigest()
+
+
+def described(path: str) -> dict[str, Any]:
+    """A file that is in its place already, as the ledger keeps it. Raises OSError."""
+    return Placed(path, *_digest(Path(path))).row()
 
 
 def sha256_of(path: str) -> str:

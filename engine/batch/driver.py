@@ -1,0 +1,142 @@
+"""The tasks that this process runs: taken by lease, kept, let go of. Wake-ups are hints; a sweep finds the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from db.session import Database
+from db.store import items as ledger
+from db.store import tasks as store
+from db.store.tasks import Hold
+from engine import clock
+from engine.batch.run import Surroundings, TaskRun
+from engine.bus import Bus
+from flow.errors import Category, Failure, LeaseLost, StorageUnavailable
+
+#: Tasks that one process runs at the same time; the others wait for a place, or for another process.
+MOST = 20
+#: Without any wake-up, tasks to take are looked for this often.
+SWEEP_S = 1.0
+#: The topic on which somebody says that a task waits to be taken.
+WAKE = "tasks"
+
+log = logging.getLogger(__name__)
+
+
+class Driver:
+    """Runs tasks from ``start`` to ``stop``. ``worker`` is who holds them."""
+
+    def __init__(
+        self, database: Database, bus: Bus, surroundings: Callable[[], Surroundings], *, worker: str, lease_s: float
+    ) -> None:
+        self._database = database
+        self._bus = bus
+        self._surroundings = surroundings
+        self._worker = worker
+        self._lease_s = lease_s
+        self._runs: dict[str, tuple[Hold, asyncio.Task[None]]] = {}
+        self._woken = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    @property
+    def running(self) -> int:
+        """How many tasks are under way here."""
+        return len(self._runs)
+
+    async def start(self, *, alone: bool = False) -> None:
+        """Begin to take tasks; ``alone``: what a dead predecessor held is taken at once."""
+        if alone:
+            await self._database.write(store.expire_all)
+        self._loops = [
+            asyncio.create_task(work(), name=f"tasks {work.__name__}") for work in (self._take, self._keep, self._hear)
+        ]
+
+    async def stop(self) -> None:
+        """Take no more, and let go of what is held: its work goes on where it runs, for the next holder to follow."""
+        tasks = [*self._loops, *(task for _, task in self._runs.values())]
+        self._loops = []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Some task may want to be taken."""
+        self._woken.set()
+
+    async def _take(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                room = MOST - len(self._runs)
+                if room > 0 and await self._database.read(store.due):
+                    holds = await self._database.write(store.claim, self._worker, self._lease_s, room)
+                    for hold in holds:
+                        self._begin(hold)
+            except StorageUnavailable as error:
+                log.warning("tasks can't be taken now: %s", error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_S):
+                    await self._woken.wait()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            holds = [hold for hold, _ in self._runs.values()]
+            if not holds:
+                continue
+            try:
+                kept = await self._database.write(store.renew, self._worker, holds, self._lease_s)
+            except StorageUnavailable as error:
+                log.warning("the leases of tasks can't be renewed now: %s", error.message)
+                continue
+            for hold in holds:
+                held = self._runs.get(hold.task_id)
+                if hold.task_id not in kept and held is not None and held[0] == hold:
+                    log.info("task %s is another worker's now, or has ended", hold.task_id)
+                    held[1].cancel()
+
+    async def _hear(self) -> None:
+        with self._bus.subscribe(WAKE) as subscription:
+            while True:
+                await subscription.take()
+                subscription.overflowed = False
+                self.wake()
+
+    def _begin(self, hold: Hold) -> None:
+        task = asyncio.create_task(self._run(hold), name=f"task {hold.task_id}")
+        self._runs[hold.task_id] = hold, task
+
+    async def _run(self, hold: Hold) -> None:
+        try:
+            await TaskRun(self._surroundings(), hold).run()
+        except LeaseLost:
+            log.info("task %s is another worker's now, or has ended", hold.task_id)
+        except StorageUnavailable as error:
+            log.warning("task %s stops for now: %s", hold.task_id, error.message)
+            await self._let_go(hold)
+        except asyncio.CancelledError:
+            await self._let_go(hold)
+            raise
+        except Exception as error:
+            log.exception("task %s met an error in the engine", hold.task_id)
+            await self._fail(hold, error)
+        finally:
+            if self._runs.get(hold.task_id, (None,))[0] == hold:
+                del self._runs[hold.task_id]
+            self.wake()
+
+    async def _fail(self, hold: Hold, error: Exception) -> None:
+        """Our own fault would come again with every holder: end the task, and free its slots."""
+        message = f"The engine met an error of its own ({type(error).__name__}); its log says more."
+        failure = Failure("INTERNAL", Category.INTERNAL, message)
+        with contextlib.suppress(StorageUnavailable, LeaseLost):
+            await self._database.write(ledger.fail_task, hold, msgspec.to_builtins(failure), clock.now())
+
+    async def _let_go(self, hold: Hold) -> None:
+        with contextlib.suppress(StorageUnavailable):
+            await self._database.write(store.release, hold)
