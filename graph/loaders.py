@@ -17,6 +17,7 @@ import msgspec
 from strawberry.dataloader import DataLoader
 
 from db.store import keyset, lists
+from db.store import servers as servers_store
 from db.store import tasks as tasks_store
 from engine import clock
 from engine.engine import Engine
@@ -24,6 +25,7 @@ from engine.lru import LRU
 from flow import events as e
 from flow.definition import Definition
 from flow.graph import Graph, prepare
+from flow.servers import Load
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -91,6 +93,21 @@ class Loaders:
     def instance(self) -> DataLoader[str, keyset.Record | None]:
         """An instance's row by id."""
         return self._by_id(lists.instances)
+
+    @cached_property
+    def server(self) -> DataLoader[str, keyset.Record | None]:
+        """A server's row by id."""
+        return self._by_id(servers_store.servers)
+
+    @cached_property
+    def server_load(self) -> DataLoader[str, Load]:
+        """What a server works on. The caller has made sure that the server is the project's."""
+
+        async def fetch(ids: list[str]) -> Sequence[Load]:
+            found = await self.engine.database.read(servers_store.loads, ids)
+            return [found[id] for id in ids]
+
+        return DataLoader(fetch, max_batch_size=BATCH)
 
     @cached_property
     def task(self) -> DataLoader[str, keyset.Record | None]:
@@ -238,6 +255,16 @@ class Loaders:
     def node_count(self) -> DataLoader[Counted, int]:
         """How many node executions an instance has."""
         return self._counts(lists.NODES)
+
+    @cached_property
+    def checks_of(self) -> DataLoader[Part, keyset.Page]:
+        """A page of a server's health checks."""
+        return self._pages(servers_store.CHECKS)
+
+    @cached_property
+    def check_count(self) -> DataLoader[Counted, int]:
+        """How many health checks of a server are kept."""
+        return self._counts(servers_store.CHECKS)
 
     @cached_property
     def executions_of(self) -> DataLoader[Part, keyset.Page]:

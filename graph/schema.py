@@ -32,6 +32,7 @@ from graph.instances import InstanceQuery
 from graph.limiting import LimitMutation
 from graph.scalars import SCALARS
 from graph.server import ServerQuery
+from graph.servers import ServersMutation, ServersQuery, ServersSubscription
 from graph.starting import InstanceMutation
 from graph.subscriptions import InstanceSubscription
 from graph.workers import WorkerMutation, WorkerQuery, WorkerSubscription
@@ -39,7 +40,9 @@ from graph.workflows import WorkflowQuery
 
 
 @strawberry.type(description="Everything that can be looked at.")
-class Query(ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery, DebugQuery, WorkerQuery):
+class Query(
+    ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery, DebugQuery, WorkerQuery, ServersQuery
+):
     """The fields are where their concepts are."""
 
 
@@ -53,12 +56,13 @@ class Mutation(
     BulkMutation,
     LimitMutation,
     WorkerMutation,
+    ServersMutation,
 ):
     """The fields are where their concepts are."""
 
 
 @strawberry.type(description="Everything that can be followed.")
-class Subscription(InstanceSubscription, WorkerSubscription):
+class Subscription(InstanceSubscription, WorkerSubscription, ServersSubscription):
     """The fields are where their concepts are."""
 
 

@@ -16,6 +16,7 @@ from graph.nodes import NodeType, execution, node_type, split_id
 from graph.objects import Node, choice
 from graph.paging import refuse
 from graph.permissions import PUBLIC, SIGNED_IN, Info, caller, query
+from graph.servers import server
 from graph.versions import version
 from graph.workflows import workflow
 
@@ -120,6 +121,9 @@ async def _node(info: Info, id: str) -> Node | None:
         case "inst" if actor.may(Permission.INSTANCE_READ):
             row = await load.instance.load(id)
             return None if row is None else instance(row, actor)
+        case "srv" if actor.may(Permission.SERVER_READ):
+            row = await load.server.load(id)
+            return None if row is None else server(row, actor)
         case "node" if actor.may(Permission.INSTANCE_READ) and (key := split_id(id)) is not None:
             # The instance is looked up too: only it says whose it is.
             if await load.instance.load(key[0]) is None:

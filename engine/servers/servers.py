@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -132,6 +132,16 @@ class Servers:
         """Whether the server of that id or name can take work now, or why not."""
         actor.require(Permission.SERVER_READ)
         return await self._database.read(availability, actor.project_id, server)
+
+    async def changes(self, actor: Actor) -> AsyncIterator[frozenset[str] | None]:
+        """The ids of the project's servers that changed, as they do; None, and so it begins: look at all of them."""
+        actor.require(Permission.SERVER_READ)
+        with self._bus.subscribe(f"servers:{actor.project_id}") as subscription:
+            yield None
+            while True:
+                ids = frozenset(await subscription.take())
+                missed, subscription.overflowed = subscription.overflowed, False
+                yield None if missed else ids
 
     # The way to a server
 
