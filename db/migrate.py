@@ -27,6 +27,7 @@ REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 T = TypeVar("T")
 
 LOCK_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
 _ADVISORY_LOCK = 0x6D6972726F72  # "mirror"
 _OURS = {"workflows", "workflow_versions", "node_executions"}
 
@@ -147,7 +148,11 @@ def _refusal(error: Exception) -> WorkflowError:
 async def _on_postgres(url: URL, work: Callable[[Connection], T]) -> T:
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    engine = create_async_engine(url, poolclass=NullPool)
+    engine = create_async_engine(
+        url,
+        poolclass=NullPool,
+        connect_args={"timeout": CONNECT_TIMEOUT_S, "server_settings": {"application_name": "mirrorflow migration"}},
+    )
     try:
         async with engine.begin() as connection:
             if work is _apply:

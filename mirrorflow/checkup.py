@@ -39,7 +39,13 @@ def findings(settings: Settings) -> list[Finding]:
     checks: list[Callable[[Settings], Iterator[Finding]]] = [
         _folders, _database, _clock, _port, _extras, _node_types, _graphiql, _environment,
     ]  # fmt: skip
-    return [finding for check in checks for finding in check(settings)]
+    found = [finding for check in checks for finding in check(settings)]
+    if not settings.alone:
+        found += _shared(
+            settings,
+            usable=not any(each.part in {"database", "migrations"} and each.level is Level.WRONG for each in found),
+        )
+    return found
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
@@ -85,6 +91,23 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.FINE, "migrations", f"up to date ({revision})")
 
 
+def _shared(settings: Settings, *, usable: bool) -> list[Finding]:
+    """What many processes share. A database that can't be used, or has no tables yet, is asked nothing more."""
+    from db import migrate
+    from flow.errors import WorkflowError
+    from mirrorflow import checkup_shared
+
+    found = list(checkup_shared.redis(settings))
+    if not usable or migrate.current(settings.database) is None:
+        return found
+    for check in (checkup_shared.postgresql, checkup_shared.artifacts, checkup_shared.workers):
+        try:
+            found += check(settings)
+        except WorkflowError as error:
+            found.append(Finding(Level.WRONG, check.__name__, error.message))
+    return found
+
+
 def _clock(settings: Settings) -> Iterator[Finding]:
     from engine import clock
 
@@ -120,12 +143,13 @@ def _extras(settings: Settings) -> Iterator[Finding]:
     for extra, modules, gives in [
         ("image", ("PIL", "numpy", "skimage"), "image and ai nodes"),
         ("postgres", ("asyncpg",), "PostgreSQL"),
+        ("distributed", ("asyncpg", "arq", "redis"), "many processes"),
     ]:
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if not missing:
             yield Finding(Level.FINE, f"extra {extra}", f"installed: {gives}")
-        elif extra == "postgres" and settings.database.startswith("postgresql"):
-            yield Finding(Level.WRONG, f"extra {extra}", "is missing: pip install 'mirrorflow[postgres]'")
+        elif (extra == "postgres" and not settings.alone) or (extra == "distributed" and settings.redis is not None):
+            yield Finding(Level.WRONG, f"extra {extra}", f"is missing: pip install 'mirrorflow[{extra}]'")
         else:
             message = f"not installed, so no {gives}: pip install 'mirrorflow[{extra}]'"
             yield Finding(Level.NOTE, f"extra {extra}", message)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import uvicorn
+from sqlalchemy import make_url
 
 from db import migrate
 from db.session import Database, connect
@@ -67,7 +68,7 @@ def stores_ready(settings: Settings) -> None:
         migrate.upgrade(settings.database)
         return
     deadline = time.monotonic() + settings.wait_seconds
-    _awaited("PostgreSQL", deadline, lambda: migrate.upgrade(settings.database))
+    _awaited(f"PostgreSQL at {_place(settings.database)}", deadline, lambda: migrate.upgrade(settings.database))
     if settings.redis is not None:
         _awaited("Redis", deadline, partial(_check_redis, settings.redis))
 
@@ -100,11 +101,17 @@ def _awaited(what: str, deadline: float, attempt: Callable[[], object]) -> None:
             raise StartRefused(f"{what} needs the package {error.name}: {remedy}.") from None
         except StorageUnavailable as error:
             if time.monotonic() >= deadline:
-                raise StartRefused(error.message) from None
+                raise StartRefused(f"{what}: {error.message}") from None
             if error.message != told:
                 log.warning(f"waiting for {what}", reason=error.message, seconds=round(deadline - time.monotonic()))
                 told = error.message
         time.sleep(ASK_EVERY_S)
+
+
+def _place(url: str) -> str:
+    """Where the database is, without user and password."""
+    parsed = make_url(url)
+    return f"{parsed.host or parsed.query.get('host') or 'localhost'}:{parsed.port or 5432}/{parsed.database or ''}"
 
 
 # The parts
