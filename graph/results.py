@@ -91,6 +91,11 @@ class Conflict(UserError):
 
 
 strawberry.enum(
+    ServerStatus,
+    description="Where a server is in its life. Health checks move it among all but MAINTENANCE, which is set and left "
+    "by people.",
+)
+strawberry.enum(
     Unavailable,
     name="ServerUnavailableReason",
     description="DISABLED: somebody took it out of use. NOT_ONLINE: `status` says how it is. BUSY: all its slots are "
@@ -116,7 +121,7 @@ class ServerUnavailable(UserError):
         return None if row is None else server(row, info.context.actor)
 
     @strawberry.field(description="A task that it works on, if it is BUSY.")
-    async def task(self, info: strawberry.Info) -> Annotated[Task, strawberry.lazy("graph.tasks")] | None:
+    async def busy_with(self, info: strawberry.Info) -> Annotated[Task, strawberry.lazy("graph.tasks")] | None:
         """By loader."""
         from graph.tasks import task
 

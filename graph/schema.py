@@ -20,6 +20,7 @@ from graphql import (
 )
 from strawberry.schema.config import StrawberryConfig
 
+from graph.batches import BatchMutation, BatchQuery
 from graph.bulk import BulkMutation
 from graph.comparing import ComparingQuery
 from graph.controlling import ControlMutation
@@ -35,13 +36,25 @@ from graph.server import ServerQuery
 from graph.servers import ServersMutation, ServersQuery, ServersSubscription
 from graph.starting import InstanceMutation
 from graph.subscriptions import InstanceSubscription
+from graph.task_streams import TaskSubscription
+from graph.tasking import TaskMutation
+from graph.tasks import TaskQuery
 from graph.workers import WorkerMutation, WorkerQuery, WorkerSubscription
 from graph.workflows import WorkflowQuery
 
 
 @strawberry.type(description="Everything that can be looked at.")
 class Query(
-    ServerQuery, WorkflowQuery, DefinitionQuery, InstanceQuery, ComparingQuery, DebugQuery, WorkerQuery, ServersQuery
+    ServerQuery,
+    WorkflowQuery,
+    DefinitionQuery,
+    InstanceQuery,
+    ComparingQuery,
+    DebugQuery,
+    WorkerQuery,
+    ServersQuery,
+    TaskQuery,
+    BatchQuery,
 ):
     """The fields are where their concepts are."""
 
@@ -57,12 +70,14 @@ class Mutation(
     LimitMutation,
     WorkerMutation,
     ServersMutation,
+    TaskMutation,
+    BatchMutation,
 ):
     """The fields are where their concepts are."""
 
 
 @strawberry.type(description="Everything that can be followed.")
-class Subscription(InstanceSubscription, WorkerSubscription, ServersSubscription):
+class Subscription(InstanceSubscription, WorkerSubscription, ServersSubscription, TaskSubscription):
     """The fields are where their concepts are."""
 
 

@@ -17,6 +17,8 @@ from graph.objects import Node, choice
 from graph.paging import refuse
 from graph.permissions import PUBLIC, SIGNED_IN, Info, caller, query
 from graph.servers import server
+from graph.task_items import task_item
+from graph.tasks import task, task_execution
 from graph.versions import version
 from graph.workflows import workflow
 
@@ -121,6 +123,15 @@ async def _node(info: Info, id: str) -> Node | None:
         case "inst" if actor.may(Permission.INSTANCE_READ):
             row = await load.instance.load(id)
             return None if row is None else instance(row, actor)
+        case "task" if actor.may(Permission.TASK_READ):
+            row = await load.task.load(id)
+            return None if row is None else task(row, actor)
+        case "exec" if actor.may(Permission.TASK_READ):
+            row = await load.execution.load(id)
+            return None if row is None else task_execution(row, actor)
+        case "item" if actor.may(Permission.TASK_READ):
+            row = await load.item.load(id)
+            return None if row is None else task_item(row, actor)
         case "srv" if actor.may(Permission.SERVER_READ):
             row = await load.server.load(id)
             return None if row is None else server(row, actor)

@@ -42,11 +42,6 @@ from graph.scalars import JSON, BigInt
 filter_of = where
 
 strawberry.enum(ServerType, description="What a server speaks.")
-strawberry.enum(
-    ServerStatus,
-    description="Where a server is in its life. Health checks move it among all but MAINTENANCE, which is set and left "
-    "by people.",
-)
 strawberry.enum(CheckOutcome, description="What came of asking a server how it is.")
 
 #: How many servers one subscription can follow by id.

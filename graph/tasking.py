@@ -303,9 +303,7 @@ class TaskMutation:
             raise errors.NotFound("task execution", input.id)
         return TaskExecutionStatusSetPayload(execution=execution, change_seq=BigInt(seq))
 
-    @mutation(
-        Permission.TASK_RUN, "Run the files of a finished task again that failed; the others stay as they are."
-    )
+    @mutation(Permission.TASK_RUN, "Run the files of a finished task again that failed; the others stay as they are.")
     async def task_items_retry(
         self, info: Info, input: Annotated[TaskItemsRetryInput, argument(description="Which files.")]
     ) -> TaskItemsRetryResult:
