@@ -19,6 +19,7 @@ from graphql import FieldNode, OperationDefinitionNode, OperationType, parse
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e
+from flow.servers import ServerType
 from flow.states import WorkflowStatus
 from graph.schema import build_schema
 from tests.engine.conftest import document, history, started
@@ -154,6 +155,22 @@ class World:
 
     async def worker(self) -> str:
         return self.engine.worker
+
+    # -- servers
+
+    async def server(self) -> str:
+        local = await self.engine.servers.named(LOCAL, "local")
+        assert local is not None
+        return local.id
+
+    async def runner(self) -> str:
+        known = await self.engine.servers.named(LOCAL, "runner")
+        if known is not None:
+            return known.id
+        made = await self.engine.servers.register(
+            LOCAL, name="runner", url="http://127.0.0.1:9", type=ServerType.HTTP, enabled=False
+        )
+        return made.server_id
 
     async def _waits(self, definition: dict[str, Any]) -> str:
         id = await started(self.engine, definition)
