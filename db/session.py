@@ -34,7 +34,7 @@ from db.base import json_text, json_value
 from db.refusal import UNAVAILABLE_STATES, state_of, unavailable
 from flow.errors import StorageUnavailable
 
-__all__ = ["Database", "PostgresDatabase", "SqliteDatabase", "connect", "unavailable"]
+__all__ = ["Database", "PostgresDatabase", "SqliteDatabase", "connect", "place", "unavailable"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,6 +95,12 @@ def connect(
             return PostgresDatabase(url, pool=pool, statement_s=statement_s, lock_s=lock_s, name=name)
         case other:
             raise ValueError(f"{other!r} is not supported: use sqlite:///… or postgresql+asyncpg://…")
+
+
+def place(url: str) -> str:
+    """Where the database is, without user and password."""
+    parsed = make_url(url)
+    return f"{parsed.host or parsed.query.get('host') or 'localhost'}:{parsed.port or 5432}/{parsed.database or ''}"
 
 
 class SqliteDatabase(Database):
