@@ -25,9 +25,10 @@ from engine import clock
 from engine.access import Actor, Permission
 from engine.batch import asking
 from engine.batch.asking import Asking
+from engine.batch.attempts import Surroundings
 from engine.batch.driver import WAKE, Driver
 from engine.batch.plan import spec_of
-from engine.batch.run import Surroundings, asked_topic
+from engine.batch.run import asked_topic
 from engine.batch.sharing import ENGINE_SLOTS
 from engine.bus import Bus
 from engine.files import Files

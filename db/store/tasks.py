@@ -320,7 +320,7 @@ def begin(connection: Connection, hold: Hold, at: datetime) -> Record:
     return row
 
 
-def note(connection: Connection, hold: Hold, at: datetime, **values: Any) -> int:
+def note(connection: Connection, /, hold: Hold, at: datetime, **values: Any) -> int:
     """Progress, message, rate and the like; the change number."""
     seq = changes.take(connection, hold.project_id)
     row = held(connection, hold)
@@ -336,7 +336,7 @@ def set_token(connection: Connection, hold: Hold, execution_id: str, token_sha25
     set_execution(connection, execution_id, token_sha256=token_sha256)
 
 
-def end(connection: Connection, hold: Hold, step: TaskStep, at: datetime, **values: Any) -> int:
+def end(connection: Connection, /, hold: Hold, step: TaskStep, at: datetime, **values: Any) -> int:
     """The task and its execution have ended; nobody holds it any more. The change number.
 
     Raises LeaseLost. ``values``: progress, message, result, error.

@@ -14,7 +14,7 @@ import msgspec
 from db.session import Database
 from db.store.servers import StoredServer
 from engine.access import ROLES, Actor
-from engine.batch.expansion import Chunk, FoundFile, Walk
+from engine.batch.expansion import Chunk, FoundFile, walk_of
 from engine.definitions import PinnedVersion
 from engine.files import Files, PathRefused
 from engine.output import MAX_OUTPUT
@@ -230,14 +230,7 @@ class Asking:
 
     async def planned(self, spec: BatchSpec, first: int) -> Planned:
         """Count what the folders hold, without keeping it."""
-        walk = Walk(
-            spec.target_folders,
-            batches.file_matcher(spec.file_patterns),
-            tuple(word.casefold() for word in spec.folder_keywords),
-            spec.recursive,
-            self._files.allows,
-        )
-        pieces = walk.chunks()
+        pieces = walk_of(spec, self._files.allows).chunks()
         files, size, shown, warnings = 0, 0, list[FoundFile](), Counter[str]()
         while files < MOST_PLANNED:
             chunk: Chunk | None = await asyncio.to_thread(next, pieces, None)

@@ -14,7 +14,8 @@ from db.store import items as ledger
 from db.store import tasks as store
 from db.store.tasks import Hold
 from engine import clock
-from engine.batch.run import Surroundings, TaskRun
+from engine.batch.attempts import Surroundings
+from engine.batch.run import TaskRun
 from engine.bus import Bus
 from flow.errors import Category, Failure, LeaseLost, StorageUnavailable
 

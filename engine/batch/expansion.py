@@ -19,6 +19,7 @@ from typing import Any
 
 from flow import batches
 from flow.errors import Category, Failure
+from flow.tasks import BatchSpec
 
 #: Rows of one transaction, and names that are sorted at once.
 CHUNK, WINDOW = 1_000, 20_000
@@ -180,6 +181,12 @@ class Walk:
             path = f"{path[:400]}…{path[-400:]}"
             relative = path
         return [FoundFile(path, relative, size, failure)]
+
+
+def walk_of(spec: BatchSpec, confined: Callable[[str], bool]) -> Walk:
+    """The walk through a batch's folders."""
+    keywords = tuple(word.casefold() for word in spec.folder_keywords)
+    return Walk(spec.target_folders, batches.file_matcher(spec.file_patterns), keywords, spec.recursive, confined)
 
 
 def _refused(code: str, message: str) -> Failure:

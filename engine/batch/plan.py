@@ -17,6 +17,9 @@ from engine.servers.contract import Work
 from flow import batches
 from flow.tasks import BATCH, WORKFLOW, BatchSpec, RunSpec
 
+#: How much longer than its task a run may take by its own server's clock.
+MARGIN = timedelta(seconds=10)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -64,7 +67,8 @@ class Plan:
             input=given,
             file=Path(item.path) if item.path else None,
             output_dir=None if staging is None else staging.out,
-            timeout=None if self.deadline is None else max(self.deadline - now, timedelta(seconds=0.1)),
+            # later than ours, which says why: theirs is for when nobody is left to ask
+            timeout=None if self.deadline is None else max(self.deadline - now, timedelta(0)) + MARGIN,
             priority=self.row.priority,
             parameters=parameters,
             created_by=self.row.created_by,

@@ -1,45 +1,30 @@
 """One task in the hands of its holder, from where the ledger says it stands to its end.
 
-Every step is in the ledger before the next one begins: an item is RUNNING before it is submitted (under an id that is
-the same each time), its reference is stored before it is followed, its outputs lie in their places before it is
-COMPLETED. So whoever takes the task over goes on from the ledger alone. All writes are under the hold's fence; the
-first that is refused (LeaseLost) ends the run, since somebody else has the task or has ended it.
+Three things go on beside each other: the folders are looked through, free slots are filled (``attempts`` has what runs
+in them), and what changed is told. All writes are under the hold's fence; the first that is refused (LeaseLost) ends
+the run, since somebody else has the task or has ended it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import hashlib
-import logging
-import secrets
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 
-from db.session import Database
 from db.store import items as ledger
 from db.store import tasks as store
-from db.store.items import NewItem, Taken
+from db.store.items import NewItem
 from db.store.keyset import Record
 from db.store.tasks import Hold
 from engine import clock
-from engine.batch import fetching
-from engine.batch.expansion import Chunk, Walk
-from engine.batch.outputs import OutputRefused, Staging, place, sha256_of
+from engine.batch.attempts import CANCEL_S, Attempts, Surroundings
+from engine.batch.expansion import Chunk, FoundFile, walk_of
 from engine.batch.plan import Plan, plan
 from engine.batch.sharing import Sharing
-from engine.bus import Bus
-from engine.definitions import PinnedVersion
-from engine.files import Files
-from engine.output import MAX_INLINE
-from engine.servers.contract import Done, Failed, ServerClient, ServerFailed
-from engine.servers.health import Unusable
-from engine.servers.servers import Servers
 from flow import batches
 from flow.batches import Counts, Pace
 from flow.errors import Category, Failure, Invalid, LeaseLost, NotFound, StorageUnavailable
@@ -49,22 +34,8 @@ from flow.tasks import WORKFLOW, BatchSpec, TaskStatus, TaskStep
 NOTE_S = 0.25
 #: Servers, and what people ask for, are looked at again at least this often.
 LOOK_S = 1.0
-#: How long an item that is cancelled may take to stop; its server keeps being told by then.
-CANCEL_S = 30.0
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all runs of one process share. ``changed(project_id, change_seq)`` is told of each change."""
-
-    database: Database
-    servers: Servers
-    files: Files
-    bus: Bus
-    version: Callable[[str], Coroutine[Any, Any, PinnedVersion]]
-    changed: Callable[[str, int], None]
+FULL = "Waits for a free place: its servers work on other tasks."
 
 
 def asked_topic(task_id: str) -> str:
@@ -75,433 +46,235 @@ def asked_topic(task_id: str) -> str:
 class TaskRun:
     """``run`` returns when the task has ended. Cancelling it leaves the work running where it runs."""
 
-    def __init__(self, surroundings: Surroundings, hold: Hold) -> None:
-        self._around = surroundings
-        self._database = surroundings.database
+    def __init__(self, around: Surroundings, hold: Hold) -> None:
+        self._around = around
+        self._database = around.database
         self._hold = hold
         self._changed = asyncio.Event()
-        self._under_way: dict[str, tuple[Taken, asyncio.Task[None]]] = {}
-        self._shares: dict[str, float] = {}
-        self._lost_on: set[str] = set()
-        self._message: str | None = None
-        self._refs: dict[str, tuple[ServerClient, str]] = {}
-        self._may_wait = True
+        self._looked = float("-inf")
         self._stop: TaskStep | None = None  # CANCEL: asked for; FAIL: out of time
-        self._stopped_by_item = False
+        self._message: str | None = None
         self._noted: Any = None
-        self._noted_at = 0.0
+        self._noted_at = float("-inf")
         self._plan: Plan
         self._sharing: Sharing
+        self._attempts: Attempts
         self._pace: Pace
 
     async def run(self) -> None:
         """Raises LeaseLost when somebody else has taken the task, or ended it; StorageUnavailable."""
-        row = await self._write(store.begin, self._hold, clock.now())
+        row = await self._database.write(store.begin, self._hold, clock.now())
         self._tell(row.change_seq)
         try:
             version = await self._around.version(row.version_id or "")
         except (NotFound, Invalid) as error:
-            await self._end(TaskStep.FAIL, Failure("WORKFLOW_NOT_FOUND", Category.VALIDATION, error.message))
+            failure = Failure("WORKFLOW_NOT_FOUND", Category.VALIDATION, error.message)
+            at = clock.now()
+            self._tell(await self._database.write(ledger.fail_task, self._hold, msgspec.to_builtins(failure), at))
             return
         self._plan = plan(row, version)
         self._sharing = Sharing(self._database, self._around.servers, row.project_id, self._plan.servers)
+        self._attempts = Attempts(self._around, self._hold, self._plan, self._sharing, self._changed)
         self._pace = Pace(clock.monotonic(), _counts(row).ended)
         await self._sharing.refresh()
-        beside = [
-            asyncio.create_task(self._listen(topic)) for topic in (asked_topic(row.id), f"servers:{row.project_id}")
-        ]
+        topics = (asked_topic(row.id), f"servers:{row.project_id}")
+        beside = [asyncio.create_task(self._listen(topic), name=f"hears {topic}") for topic in topics]
         expanding = None
         if isinstance(self._plan.spec, BatchSpec) and not row.expanded:
-            expanding = asyncio.create_task(self._expand(self._plan.spec, row), name="batch expansion")
+            expanding = asyncio.create_task(self._expand(self._plan.spec, row), name=f"expands {row.id}")
             expanding.add_done_callback(lambda _: self._changed.set())
             beside.append(expanding)
         try:
             for item in await self._database.read(ledger.running, row.id):
-                self._spawn(item)
+                self._attempts.begin(item)
             await self._drive(expanding)
+            await self._wind_up()
         except LeaseLost:
             await self._abandon()
             raise
         finally:
-            tasks = [*beside, *(task for _, task in self._under_way.values())]
-            for task in tasks:
+            for task in beside:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self._attempts.close()
 
     # ---- the loop
 
     async def _drive(self, expanding: asyncio.Task[None] | None) -> None:
-        looked = 0.0
+        """Until there is nothing more to hand out, or it is to stop."""
         while True:
             self._changed.clear()
             if expanding is not None and expanding.done():
                 expanding.result()
-                expanding, self._may_wait = None, True
-            if clock.monotonic() - looked >= LOOK_S or self._lost_on:
-                looked = clock.monotonic()
-                await self._look()
-            if self._stop is not None or self._stopped_by_item:
+                expanding, self._attempts.waiting = None, True
+            await self._look()
+            if self._stop is not None or self._attempts.stopped:
                 break
             wait = await self._hand_out()
-            if not self._under_way and not self._may_wait and wait is None and expanding is None:
+            if wait is None and not self._attempts and expanding is None:
                 break
             await self._note()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(LOOK_S, wait if wait is not None else LOOK_S, NOTE_S * 2)):
-                    await self._changed.wait()
+            await self._change(min(LOOK_S, NOTE_S * 2, LOOK_S if wait is None else wait))
         if expanding is not None:
             expanding.cancel()
             await asyncio.gather(expanding, return_exceptions=True)
-        await self._wind_up()
 
     async def _look(self) -> None:
-        """What people ask for, how the servers are, and whether the time is over."""
-        row = await self._database.read(store.tasks, self._hold.project_id, [self._hold.task_id])
-        if self._hold.task_id not in row:
+        """What people ask for, how the servers are, and whether the time is over; not too often."""
+        if self._attempts.broken is not None:
+            raise self._attempts.broken
+        at = clock.monotonic()
+        if at - self._looked < LOOK_S:
+            return
+        self._looked = at
+        row = await self._row()
+        if row.completed_at is not None:
             raise LeaseLost(self._hold.task_id, self._hold.fence)
-        if row[self._hold.task_id].cancel_requested_at is not None:
+        if row.cancel_requested_at is not None:
             self._stop = TaskStep.CANCEL
         elif self._plan.deadline is not None and clock.now() >= self._plan.deadline:
             self._stop = TaskStep.FAIL
         await self._sharing.refresh()
-        for item, task in list(self._under_way.values()):
-            if self._sharing.gone(item.server_id) and item.id not in self._lost_on:
-                self._lost_on.add(item.id)
-                task.cancel()
+        self._attempts.lose(self._sharing.gone)
 
     async def _hand_out(self) -> float | None:
-        """Give items to every server with a free slot; in how many seconds the next one may go, if one waits."""
+        """Give items to every server with a free slot; when to look again, in seconds, or None if none waits."""
+        if not self._attempts.waiting:
+            return None
+        self._attempts.waiting = False  # before the question: whatever comes after it sets it again
+        waiting = await self._database.read(ledger.waiting, self._hold.task_id)
+        if not waiting.items:
+            return None
+        self._attempts.waiting = True
         usable = self._sharing.usable()
         if not usable:
             self._message = self._sharing.waits()
             return LOOK_S
-        self._message = None
-        wanting = False
-        for server_id, slots in usable:
-            mine = sum(item.server_id == server_id for item, _ in self._under_way.values())
-            if mine >= slots:
-                wanting = True
-                continue
-            if not self._may_wait:
-                continue
-            taken = await self._write(ledger.take, self._hold, server_id, slots, slots - mine, clock.now())
-            for item in taken:
-                self._spawn(item)
-            wanting = wanting or bool(taken)
-        if not self._may_wait:
-            return None
-        waiting = await self._database.read(ledger.waiting, self._hold.task_id)
-        if not waiting.items:
-            self._may_wait = False
-            return None
-        return LOOK_S if wanting or waiting.in_s <= 0 else max(0.01, waiting.in_s)
+        for server_id, slots in usable if waiting.in_s <= 0 else ():
+            if free := slots - self._attempts.on(server_id):
+                taken = await self._database.write(ledger.take, self._hold, server_id, slots, free, clock.now())
+                for item in taken:
+                    self._attempts.begin(item)
+        self._message = FULL if not self._attempts and waiting.in_s <= 0 else None
+        return max(0.01, waiting.in_s) if waiting.in_s > 0 else LOOK_S
 
-    def _spawn(self, item: Taken) -> None:
-        task = asyncio.create_task(self._guarded(item), name=f"item {item.id}")
-        self._under_way[item.id] = item, task
-
-    async def _guarded(self, item: Taken) -> None:
-        """The item until it has ended, or is given back. A server that is gone cancels it, and only that."""
-        try:
-            try:
-                await self._item(item)
-            except asyncio.CancelledError:
-                if item.id not in self._lost_on:
-                    raise
-                self._sharing.lost(item.server_id)
-                failure = Failure("SERVER_LOST", Category.WORKER_LOST, "Its server is lost.")
-                await self._failed(item, Failed(failure, server_lost=True), submitted=item.id in self._refs)
-            except StorageUnavailable as error:
-                log.warning("task item %s: %s", item.id, error.message)
-                await asyncio.sleep(LOOK_S)
-                raise
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            self._broken = error
-        finally:
-            self._under_way.pop(item.id, None)
-            self._shares.pop(item.id, None)
-            self._refs.pop(item.id, None)
-            self._lost_on.discard(item.id)
-            self._changed.set()
-
-    _broken: Exception | None = None
-
-    # ---- one item
-
-    async def _item(self, item: Taken) -> None:
-        try:
-            client = await self._sharing.client(item.server_id)
-        except (NotFound, Unusable) as error:
-            failure = Failure("SERVER_LOST", Category.WORKER_LOST, str(error))
-            await self._failed(item, Failed(failure, server_lost=True), submitted=item.ref is not None)
-            return
-        ref = item.ref
-        if ref is None:
-            ref = await self._submit(item, client)
-            if ref is None:
-                return
-        self._refs[item.id] = client, ref
-        outcome = await client.follow(ref, lambda share, said: self._report(item, share, said))
-        match outcome:
-            case Done():
-                self._sharing.worked(item.server_id)
-                await self._done(item, client, ref, outcome)
-            case Failed():
-                if not outcome.server_lost:
-                    self._sharing.worked(item.server_id)
-                await self._failed(item, outcome, submitted=True)
-
-    async def _submit(self, item: Taken, client: ServerClient) -> str | None:
-        """Hand the item over; the reference, stored, or None if it could not be."""
-        sha256 = None
-        staging = self._plan.staging(item)
-        try:
-            if item.path:
-                sha256 = await asyncio.to_thread(self._read, item.path)
-            if staging is not None:
-                await asyncio.to_thread(staging.make)
-        except OSError as error:
-            code = "FILE_NOT_FOUND" if isinstance(error, FileNotFoundError) else "FILE_UNREADABLE"
-            failure = Failure(code, Category.VALIDATION, f"{error.filename!r}: {error.strerror or error}.")
-            await self._failed(item, Failed(failure), submitted=False)
-            return None
-        callback = None
-        if self._sharing.http(item.server_id) and self._plan.batch is None:
-            token = secrets.token_urlsafe(32)
-            execution = self._plan.row.execution_id
-            digest = hashlib.sha256(token.encode()).hexdigest()
-            await self._write(store.set_token, self._hold, execution, digest)
-            callback = {"execution": execution, "token": token}
-        try:
-            ref = await client.submit(self._plan.work(item, clock.now(), callback))
-        except ServerFailed as error:
-            await self._failed(item, error.failed, submitted=False)
-            return None
-        instance = ref if self._sharing.local(item.server_id) else None
-        await self._write(ledger.submitted, self._hold, item.id, ref, instance, sha256)
-        return ref
-
-    def _read(self, path: str) -> str:
-        """The digest of an input, which must still lie where nodes may touch it."""
-        if not self._around.files.allows(path):
-            raise PermissionError(errno.EACCES, "It leads out of the folders that nodes may touch", path)
-        return sha256_of(path)
-
-    def _report(self, item: Taken, share: float | None, said: str) -> None:
-        if share is not None:
-            self._shares[item.id] = min(1.0, max(0.0, share))
-        if said and self._plan.batch is None:
-            self._message = said[:1_000]
-
-    async def _done(self, item: Taken, client: ServerClient, ref: str, done: Done) -> None:
-        staging = self._plan.staging(item)
-        try:
-            outputs = await self._outputs(item, staging, client, ref, done)
-        except ServerFailed as error:
-            await self._failed(item, error.failed, submitted=True)
-            return
-        except OutputRefused as error:
-            await self._failed(item, Failed(Failure(error.code, Category.VALIDATION, str(error))), submitted=True)
-            return
-        except OSError as error:
-            message = f"The outputs can't be written: {error.strerror or error}."
-            failure = Failure("OUTPUT_NOT_WRITTEN", Category.RESOURCE, message)
-            await self._failed(item, Failed(failure), submitted=True)
-            return
-        result = _bounded(done.output)
-        now = clock.now()
-        await self._write(ledger.finish, self._hold, item, TaskStatus.COMPLETED, now, outputs=outputs, result=result)
-        if staging is not None:
-            await asyncio.to_thread(staging.discard)
-
-    async def _outputs(
-        self, item: Taken, staging: Staging | None, client: ServerClient, ref: str, done: Done
-    ) -> list[dict[str, Any]]:
-        if staging is None:
-            return [fetching.told(file) for file in done.files]
-        there = await fetching.fetch(staging, client, ref, done.files)
-        placed = await asyncio.to_thread(place, staging, item.relative)
-        return [*there, *(each.row() for each in placed)]
-
-    async def _failed(self, item: Taken, failed: Failed, *, submitted: bool) -> None:
-        failure, now = failed.failure, clock.now()
-        if failed.server_lost:
-            self._sharing.lost(item.server_id)
-        if self._stop is not None or (failure.category is Category.CANCELED and not failed.server_lost):
-            error = msgspec.to_builtins(failure)
-            await self._write(ledger.finish, self._hold, item, TaskStatus.CANCELED, now, error=error)
-            await self._discard(item)
-            return
-        decision = batches.after_failure(
-            failure,
-            server_lost=failed.server_lost,
-            submitted=submitted,
-            failures=item.failures,
-            losses=item.losses,
-            retries=self._plan.retries,
-        )
-        match decision:
-            case batches.Again(in_s, counts):
-                error = msgspec.to_builtins(failure)
-                await self._write(
-                    ledger.give_back, self._hold, item.id, in_s=in_s, error=error,
-                    failed=counts == "failure", lost=counts == "loss",
-                )  # fmt: skip
-                self._may_wait = True
-            case batches.GiveUp(last):
-                error = msgspec.to_builtins(last)
-                await self._write(ledger.finish, self._hold, item, TaskStatus.FAILED, now, error=error)
-                await self._discard(item)
-                batch = self._plan.batch
-                if batch is not None and batch.on_item_error == "stop":
-                    self._stopped_by_item = True
-
-    async def _discard(self, item: Taken) -> None:
-        staging = self._plan.staging(item)
-        if staging is not None:
-            await asyncio.to_thread(staging.discard)
-
-    # ---- the folders
+    async def _change(self, within_s: float) -> None:
+        """Wait until something changes, at most so long."""
+        if self._plan.deadline is not None:
+            within_s = min(within_s, max(0.01, (self._plan.deadline - clock.now()).total_seconds()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._changed.wait()
 
     async def _expand(self, spec: BatchSpec, row: Record) -> None:
         """Look through the folders, in a thread, and write down what is found, a piece in each transaction."""
-        files = self._around.files
-        walk = Walk(
-            spec.target_folders,
-            batches.file_matcher(spec.file_patterns),
-            tuple(word.casefold() for word in spec.folder_keywords),
-            spec.recursive,
-            files.allows,
-        )
+        pieces = walk_of(spec, self._around.files.allows).chunks(row.cursor)
         again = row.cursor is not None or row.total > 0
-        pieces = walk.chunks(row.cursor)
         cursor: Any = row.cursor
         while (chunk := await asyncio.to_thread(_next, pieces)) is not None:
             cursor = chunk.cursor
             found = [_new_item(file) for file in chunk.files]
-            await self._write(ledger.add, self._hold, found, cursor, chunk.warnings, clock.now(), again=again)
-            self._may_wait = self._may_wait or bool(found)
-            self._changed.set()
-        await self._write(ledger.add, self._hold, [], cursor, {}, clock.now(), over=True)
+            await self._database.write(ledger.add, self._hold, found, cursor, chunk.warnings, clock.now(), again=again)
+            if found:
+                self._attempts.waiting = True
+                self._changed.set()
+        await self._database.write(ledger.add, self._hold, [], cursor, {}, clock.now(), over=True)
+
+    async def _listen(self, topic: str) -> None:
+        with self._around.bus.subscribe(topic) as subscription:
+            while True:
+                await subscription.take()
+                subscription.overflowed = False
+                self._looked = float("-inf")
+                self._changed.set()
 
     # ---- the end
 
     async def _wind_up(self) -> None:
         """Nothing new is begun. What runs is cancelled if the task is to stop, or else ends by itself."""
-        if self._stop is not None:
-            await asyncio.gather(*(self._cancel(client, ref) for client, ref in list(self._refs.values())))
-        cancelled = self._stop is not None
-        by = clock.monotonic() + CANCEL_S
-        while self._under_way:
+        cancelled = False
+        by = float("inf")
+        while self._attempts and clock.monotonic() < by:
+            if self._stop is not None and not cancelled:
+                cancelled, by = True, clock.monotonic() + CANCEL_S
+                await self._attempts.cancel()
             self._changed.clear()
             await self._note()
-            if not cancelled:
-                await self._look()
-                if self._stop is not None:
-                    await asyncio.gather(*(self._cancel(client, ref) for client, ref in list(self._refs.values())))
-                    cancelled, by = True, clock.monotonic() + CANCEL_S
-            elif clock.monotonic() > by:
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(NOTE_S):
-                    await self._changed.wait()
-        for item, task in list(self._under_way.values()):  # a server that can't be stopped, or told
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            error = msgspec.to_builtins(Failure("CANCELED", Category.CANCELED, "It did not stop in time."))
-            await self._write(ledger.finish, self._hold, item, TaskStatus.CANCELED, clock.now(), error=error)
-        if self._stop is not None or self._stopped_by_item:
-            while await self._write(ledger.cancel_pending, self._hold, clock.now()):
+            await self._look()
+            if self._attempts:
+                await self._change(NOTE_S)
+        await self._attempts.give_up()
+        if self._attempts.broken is not None:
+            raise self._attempts.broken
+        if self._stop is not None or self._attempts.stopped:
+            while await self._database.write(ledger.cancel_pending, self._hold, clock.now()):
                 pass
-        await self._ended()
+        await self._end()
 
-    async def _ended(self) -> None:
+    async def _end(self) -> None:
         row = await self._row()
         counts = _counts(row)
+        step, failure, result = TaskStep.COMPLETE, None, None
         match self._stop:
             case TaskStep.CANCEL:
-                await self._end(TaskStep.CANCEL, None, counts)
+                step = TaskStep.CANCEL
             case TaskStep.FAIL:
                 message = f"Its time of {row.timeout_s:g} s is over. {batches.summary(counts)}"
-                await self._end(TaskStep.FAIL, Failure("TASK_TIMEOUT", Category.TIMEOUT, message), counts)
+                step, failure = TaskStep.FAIL, Failure("TASK_TIMEOUT", Category.TIMEOUT, message)
             case _ if self._plan.batch is not None:
-                step, failure = batches.batch_end(counts, self._stopped_by_item)
-                await self._end(step, failure, counts)
+                step, failure = batches.batch_end(counts, self._attempts.stopped)
             case _:
-                await self._end_as_item(counts)
+                step, failure, result = await self._end_of_item()
+        values: dict[str, Any] = {"progress": batches.progress(counts, True) if counts.total else 1.0, "result": result}
+        if self._plan.batch is not None:
+            values |= {"message": batches.summary(counts), "result": msgspec.to_builtins(counts)}
+        if failure is not None:
+            values |= {"message": failure.message, "error": msgspec.to_builtins(failure)}
+        self._tell(await self._database.write(store.end, self._hold, step, clock.now(), **values))
 
-    async def _end_as_item(self, counts: Counts) -> None:
+    async def _end_of_item(self) -> tuple[TaskStep, Failure | None, Any]:
         """A task of one run ends as its run did."""
         item = await self._database.read(ledger.only, self._hold.task_id)
         match item.status:
             case TaskStatus.COMPLETED:
                 result = item.result
                 if self._plan.row.type != WORKFLOW and isinstance(result, dict):
-                    result = result.get("output", result)
-                await self._end(TaskStep.COMPLETE, None, counts, result)
+                    result = result.get("output", result)  # of the workflow around the node
+                return TaskStep.COMPLETE, None, result
             case TaskStatus.CANCELED:
-                await self._end(TaskStep.CANCEL, None, counts)
+                return TaskStep.CANCEL, None, None
             case _:
-                await self._end(TaskStep.FAIL, msgspec.convert(item.error, Failure, strict=False), counts)
-
-    async def _end(
-        self, step: TaskStep, failure: Failure | None, counts: Counts | None = None, result: Any = None
-    ) -> None:
-        values: dict[str, Any] = {"result": result}
-        if counts is not None:
-            values |= {"progress": batches.progress(counts, True) if counts.total else 1.0}
-            if self._plan.batch is not None:
-                values |= {"message": batches.summary(counts), "result": {
-                    "total": counts.total, "done": counts.done, "failed": counts.failed, "canceled": counts.canceled,
-                }}  # fmt: skip
-        if failure is not None:
-            values |= {"error": msgspec.to_builtins(failure), "message": failure.message}
-        self._tell(await self._write(store.end, self._hold, step, clock.now(), **values))
+                return TaskStep.FAIL, msgspec.convert(item.error, Failure, strict=False), None
 
     async def _abandon(self) -> None:
         """Somebody else has the task. If they ended it, stop what still runs of it; if not, it is theirs to follow."""
         with contextlib.suppress(StorageUnavailable):
-            row = (await self._database.read(store.tasks, self._hold.project_id, [self._hold.task_id])).get(
-                self._hold.task_id
-            )
+            rows = await self._database.read(store.tasks, self._hold.project_id, [self._hold.task_id])
+            row = rows.get(self._hold.task_id)
             if row is None or row.completed_at is not None:
-                await asyncio.gather(*(self._cancel(client, ref) for client, ref in list(self._refs.values())))
-
-    async def _cancel(self, client: ServerClient, ref: str) -> None:
-        try:
-            async with asyncio.timeout(CANCEL_S):
-                await client.cancel(ref)
-        except (ServerFailed, TimeoutError) as error:
-            log.warning("a server can't be told to stop %s: %s", ref, error)
+                await self._attempts.cancel()
 
     # ---- telling
 
     async def _note(self) -> None:
         """Write down how far it is, if that has changed, and not too often."""
-        if self._broken is not None:
-            raise self._broken
         at = clock.monotonic()
         if at - self._noted_at < NOTE_S:
             return
         row = await self._row()
         counts = _counts(row)
         self._pace.note(at, counts.ended)
-        share = batches.progress(counts, row.expanded, sum(self._shares.values()))
-        message = self._message or (batches.summary(counts) if self._plan.batch is not None else row.message)
+        share = batches.progress(counts, row.expanded, self._attempts.share)
+        own = batches.summary(counts) if self._plan.batch is not None else row.message
+        message = self._message or self._attempts.message or own
         seen = (counts, row.expanded, round(share, 4), message)
         if seen == self._noted:
             return
         self._noted, self._noted_at = seen, at
         left = self._pace.left_s(counts) if row.expanded else None
-        values = {
-            "progress": share,
-            "message": message,
-            "rate": self._pace.rate(),
-            "eta_at": None if left is None or left > 315_360_000 else clock.now() + timedelta(seconds=left),
-        }
-        self._tell(await self._write(store.note, self._hold, clock.now(), **values))
+        eta = None if left is None or left > batches.LONGEST.total_seconds() else clock.now() + timedelta(seconds=left)
+        values = {"progress": share, "message": message, "rate": self._pace.rate(), "eta_at": eta}
+        self._tell(await self._database.write(store.note, self._hold, clock.now(), **values))
 
     def _tell(self, change_seq: int) -> None:
         bus, project_id, task_id = self._around.bus, self._hold.project_id, self._hold.task_id
@@ -509,40 +282,21 @@ class TaskRun:
         bus.publish(f"tasks:{project_id}", (task_id,))
         self._around.changed(project_id, change_seq)
 
-    async def _listen(self, topic: str) -> None:
-        with self._around.bus.subscribe(topic) as subscription:
-            while True:
-                await subscription.take()
-                subscription.overflowed = False
-                await self._look()
-                self._changed.set()
-
-    # ---- the database
-
     async def _row(self) -> Record:
         rows = await self._database.read(store.tasks, self._hold.project_id, [self._hold.task_id])
         if self._hold.task_id not in rows:
             raise LeaseLost(self._hold.task_id, self._hold.fence)
         return rows[self._hold.task_id]
 
-    async def _write(self, change: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return await self._database.write(change, *args, **kwargs)
 
-
-def _next(pieces: Any) -> Chunk | None:
+def _next(pieces: Iterator[Chunk]) -> Chunk | None:
     return next(pieces, None)
 
 
-def _new_item(file: Any) -> NewItem:
+def _new_item(file: FoundFile) -> NewItem:
     error = None if file.failure is None else msgspec.to_builtins(file.failure)
     return NewItem(clock.new_id("item"), file.path, file.relative, file.size, error)
 
 
 def _counts(row: Record) -> Counts:
     return Counts(row.total, row.done, row.failed, row.canceled)
-
-
-def _bounded(output: Any) -> Any:
-    """The run's output, or only how large it is."""
-    size = len(msgspec.json.encode(output))
-    return output if size <= MAX_INLINE else {"truncated": True, "bytes": size}
