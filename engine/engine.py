@@ -123,6 +123,7 @@ class Engine:
             self._changed,
             local_batch_size=max(8, 4 * runner.slots[Placement.PROCESS]),
         )
+        around.comfyui = self.servers.comfyui
         self.tasks = Tasks(
             database,
             self.bus,

@@ -10,9 +10,10 @@ import asyncio
 import mimetypes
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -30,9 +31,12 @@ MAX_FILE = 4 << 30  # bytes
 DOWNLOAD_S = 3_600.0
 UPLOAD_S = 3_600.0
 _CHUNK = 1 << 20
+_PATIENCE = (429, 503)  # takes nothing now
 _OFF_LOOP = 256 << 10  # bytes of JSON from which on it is parsed in a thread
 #: Where uploaded files lie in the server's input folder.
 SUBFOLDER = "mirrorflow"
+#: By prompt, while it is submitted: whoever submits it at the same time finds it there.
+_SUBMITTING: WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str, str], asyncio.Lock] = WeakValueDictionary()
 _NAMESPACE = uuid.UUID("6f1cf1f6-5c3b-5f0e-9d53-0a6f6d8e2b11")
 
 
@@ -89,8 +93,12 @@ class ComfyUI:
         ``note`` comes back with the outputs. Unless ``partly``, a graph of which the server drops an invalid output is
         cancelled again and refused, as one that it refuses itself is.
         """
-        if (found := await self.find(id)) is not None:
-            return found
+        # ComfyUI queues an id twice. Across processes it is the caller's to submit work in one at a time.
+        lock = _SUBMITTING.setdefault((asyncio.get_running_loop(), self._wire.name, id), asyncio.Lock())
+        async with lock:
+            return await self.find(id) or await self._submit(graph, id, note, partly)
+
+    async def _submit(self, graph: Mapping[str, Any], id: str, note: Mapping[str, Any], partly: bool) -> str:
         try:
             answer = await self._wire.ask(
                 "POST",
@@ -192,7 +200,9 @@ class ComfyUI:
             # It may begin to run before it is taken out: then it is interrupted in the next round.
             await self._tell("/queue", {"delete": [id]})
 
-    async def view(self, filename: str, subfolder: str, type: str, *, limit: int = MAX_FILE) -> AsyncIterator[bytes]:
+    async def view(
+        self, filename: str, subfolder: str, type: str, *, limit: int = MAX_FILE
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes of a file that a prompt made."""
         params = {"filename": filename, "subfolder": subfolder, "type": type}
         until = clock.monotonic() + DOWNLOAD_S
@@ -220,9 +230,12 @@ class ComfyUI:
 
     async def _ask(self, method: str, path: str, **request: Any) -> Answer:
         try:
-            return await self._wire.ask(method, path, **request)
+            answer = await self._wire.ask(method, path, **request)
         except WireFailed as problem:
             raise ServerFailed(problem.failed) from None
+        if answer.status in _PATIENCE:
+            raise ServerFailed(answer.work_failed())
+        return answer
 
     async def _tell(self, path: str, body: Any) -> None:
         answer = await self._ask("POST", path, body=body)

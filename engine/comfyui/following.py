@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 
 from engine import clock
 from engine.comfyui.client import ComfyUI
-from engine.servers.contract import Report, ServerAddress, ServerFailed, lost
+from engine.servers.contract import Failed, Report, ServerAddress, ServerFailed, lost
+from engine.servers.wire import Patience
 from flow import comfyanswers as answers
 from flow.errors import Category
 
@@ -29,13 +30,10 @@ MAX_MESSAGE = 16 << 20  # bytes: previews come over the socket too
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds: between looks (from ``first`` to ``slowest``), and how long a server may be away (``unreachable``)
-    or not know the prompt (``unknown``) until it is lost.
-    """
+    """Seconds between looks, from ``first`` to ``slowest``, and how long a server may not know the prompt."""
 
     first: float = 0.2
     slowest: float = 2.0
-    unreachable: float = 30.0
     unknown: float = 5.0
 
 
@@ -45,45 +43,42 @@ async def follow(
     """Wait for the end of a prompt. Raises ServerFailed where the server is lost."""
     tally = answers.Tally(id)
     stirred = asyncio.Event()
-    told: tuple[float | None, str] | None = None
-
-    def tell(message: str) -> None:
-        nonlocal told
-        if told != (now := (tally.share, message)):
-            told = now
-            report(*now)
+    patience = Patience()
 
     def heard(ended: bool) -> None:
-        tell(tally.said)
+        report(tally.share, tally.said)
         if ended:
             stirred.set()
 
     listener = asyncio.create_task(_listen(server, id, tally, heard, pace))
     try:
-        wait, missing_since, away_since = pace.first, None, None
+        wait = pace.first
+        missing_since: float | None = None
         while True:
             try:
                 state = await comfy.state(id)
-            except ServerFailed as problem:
-                away_since = away_since or clock.monotonic()
-                if not problem.failed.server_lost or clock.monotonic() - away_since >= pace.unreachable:
+            except ServerFailed:
+                if (retry := patience.wait()) is None:
                     raise
-            else:
-                away_since = None
-                missing_since = (missing_since or clock.monotonic()) if isinstance(state, answers.Unknown) else None
-                match state:
-                    case answers.Succeeded() | answers.Broken():
-                        return state
-                    case answers.Unknown():
-                        if clock.monotonic() - (missing_since or 0.0) >= pace.unknown:
-                            raise ServerFailed(_forgotten(server))
-                    case answers.Pending():
-                        tell("waiting" if state.ahead is None else f"waiting, {state.ahead} ahead")
-                    case answers.Running():
-                        tally.nodes = tally.nodes or state.nodes
-                        tell(tally.said or "running")
-                    case _:
-                        assert_never(state)
+                await asyncio.sleep(retry)
+                continue
+            patience.heard()
+            if not isinstance(state, answers.Unknown):
+                missing_since = None
+            match state:
+                case answers.Succeeded() | answers.Broken():
+                    return state
+                case answers.Unknown():
+                    missing_since = clock.monotonic() if missing_since is None else missing_since
+                    if clock.monotonic() - missing_since >= pace.unknown:
+                        raise ServerFailed(_forgotten(server))
+                case answers.Pending():
+                    report(None, "waiting" if state.ahead is None else f"waiting, {state.ahead} ahead")
+                case answers.Running():
+                    tally.nodes = tally.nodes or state.nodes
+                    report(tally.share, tally.said or "running")
+                case _:
+                    assert_never(state)
             stirred.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -99,7 +94,7 @@ async def follow(
         await asyncio.gather(listener, return_exceptions=True)
 
 
-def _forgotten(server: ServerAddress) -> Any:
+def _forgotten(server: ServerAddress) -> Failed:
     return lost(
         "COMFYUI_PROMPT_LOST",
         f"The server {server.name!r} at {server.url} doesn't know the prompt any more: it was restarted, or cleared.",

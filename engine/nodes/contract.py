@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -31,11 +31,13 @@ from engine.calls import Beat, Call, Level, LogLine, Progress, Report
 from engine.files import Files, PathRefused
 from engine.outbound import Outbound
 from flow.definition import Resources
-from flow.errors import Category
+from flow.errors import Category, WorkflowError
 from flow.events import Artifact
 
 if TYPE_CHECKING:
     import httpx
+
+    from engine.servers.contract import ServerAddress
 
 P = TypeVar("P")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -256,6 +258,9 @@ class Surroundings:
     files: Files
     artifacts: ArtifactStore
     outbound: Outbound
+    #: The ComfyUI server of a project that has this name; without a name its only one. Raises WorkflowError. None in a child
+    #: process, and where no engine is around.
+    comfyui: Callable[[str, str | None], Awaitable[ServerAddress]] | None = None
 
 
 class Context(Generic[P]):
@@ -406,6 +411,24 @@ class Context(Generic[P]):
             return resolve(path)
         except PathRefused as refused:
             raise NodeError(str(refused), category=refused.category, code=refused.code) from None
+
+    async def comfyui(self, name: str | None) -> ServerAddress:
+        """The project's ComfyUI server of this name; without a name its only one.
+
+        Raises NodeError VALIDATION with code COMFYUI_SERVER_UNKNOWN.
+        """
+        try:
+            if self._surroundings.comfyui is not None:
+                return await self._surroundings.comfyui(self.project_id, name)
+            message = "There are no registered servers here."
+        except WorkflowError as problem:
+            message = problem.message
+        raise NodeError(message, category=Category.VALIDATION, code="COMFYUI_SERVER_UNKNOWN")
+
+    @property
+    def server_http(self) -> httpx.AsyncClient:
+        """The HTTP client for servers that execute work, on the loop: it has connections of its own."""
+        return self._surroundings.outbound.server_client
 
     @property
     def http(self) -> httpx.AsyncClient:

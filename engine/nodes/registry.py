@@ -12,7 +12,7 @@ from engine.nodes.contract import NodeType, node_type
 from flow.definition import TypeInfo
 
 GROUP = "mirrorflow.nodes"
-FAMILIES = ("control", "http", "data", "image", "ai", "storage", "bench")
+FAMILIES = ("control", "http", "data", "image", "ai", "storage", "comfyui", "bench")
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,8 +149,37 @@ class Servers:
         """The client of a server, for those who drive tasks. Raises NotFound, or ``Unusable`` with the reason."""
         return self.client_of(_found(await self._database.read(store.server, project_id, server_id), server_id))
 
+    async def comfyui(self, project_id: str, name: str | None) -> ServerAddress:
+        """The project's ComfyUI server of that name or id; without one, the only one that is ONLINE.
+
+        For nodes, which reach it themselves. Raises Conflict, NotFound.
+        """
+        if name is None:
+            online = await self._database.read(store.online, project_id)
+            found = [row for row in online if row.type == ServerType.COMFYUI.value]
+            if len(found) != 1:
+                many = f"{len(found)} ComfyUI servers are ONLINE" if found else "No ComfyUI server is ONLINE"
+                raise Conflict(f"{many} in this project: name the one that is meant.")
+            return self._known(found[0])
+        row = await self._database.read(store.server_named, project_id, name)
+        row = _found(row or await self._database.read(store.server, project_id, name), name)
+        if row.type != ServerType.COMFYUI.value:
+            raise Conflict(f"The server {row.name!r} is of type {row.type}, not comfyui.")
+        if not row.enabled:
+            raise Conflict(f"The server {row.name!r} is disabled.")
+        return self._known(row)
+
+    def _known(self, row: StoredServer) -> ServerAddress:
+        try:
+            return self._address(row)
+        except Unusable as error:
+            raise Conflict(str(error)) from None
+
     def client_of(self, server: StoredServer) -> ServerClient:
         """The client of the server as this row has it. Raises Unusable if its token can't be read."""
+        return self._clients.of(self._address(server))
+
+    def _address(self, server: StoredServer) -> ServerAddress:
         token = None
         if server.sealed_token is not None:
             try:
@@ -158,9 +187,7 @@ class Servers:
             except (SealBroken, OSError) as error:
                 raise Unusable(f"The token of the server {server.name!r} can't be read. {error}") from None
         kind = ServerType(server.type)
-        return self._clients.of(
-            ServerAddress(server.id, server.project_id, server.name, kind, server.url, server.batch_size, token)
-        )
+        return ServerAddress(server.id, server.project_id, server.name, kind, server.url, server.batch_size, token)
 
     # Changing
 

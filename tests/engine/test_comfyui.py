@@ -24,7 +24,7 @@ from tests import comfyui_double as double
 from tests.comfyui_double import GRAPH
 
 ID = prompt_id("item-1")
-PACE = Pace(first=0.01, slowest=0.05, unreachable=0.3, unknown=0.2)
+PACE = Pace(first=0.01, slowest=0.05, unknown=0.2)
 #: A graph that needs no file.
 TEXT: dict[str, Any] = {
     "1": {"class_type": "Text", "inputs": {"text": "hello"}},
@@ -35,6 +35,12 @@ WAITING: dict[str, Any] = {
     "2": {"class_type": "Gate", "inputs": {"source": ["1", 0]}},
     "9": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}},
 }
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not answer is given up at once."""
+    monkeypatch.setattr("engine.servers.wire.RETRIES_S", (0.0, 0.0))
 
 
 class Bench:
@@ -293,13 +299,14 @@ async def test_a_server_that_restarts_has_lost_the_prompt(bench: Bench) -> None:
     assert (found.failure.code, found.server_lost) == ("COMFYUI_PROMPT_LOST", True)
 
 
-async def test_a_server_that_is_away_for_a_moment_is_waited_for(bench: Bench) -> None:
+async def test_a_server_that_is_away_for_a_moment_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed request or two are no reason to do the work elsewhere."""
+    monkeypatch.setattr("engine.servers.wire.RETRIES_S", (0.01,) * 1_000)
     path = "/api/jobs" if bench.server.jobs else "/queue"
     await bench.comfy.submit(WAITING, ID, {})
     await bench.server.entered.wait()
     bench.server.faults.instead[path] = double.HTML
-    following = asyncio.create_task(bench.follow(pace=Pace(0.01, 0.05, unreachable=30, unknown=30)))
+    following = asyncio.create_task(bench.follow())
     asked = len(bench.server.asked)
     await bench.server.until(lambda: len(bench.server.asked) >= asked + 3)
     bench.server.faults.instead.clear()
