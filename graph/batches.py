@@ -54,8 +54,8 @@ class BatchInput:
     selected_server: str | None = field(default=None, description="The one server that does it all: its id or name.")
     servers: list[str] | None = field(
         default=None,
-        description="Several servers that share the work: ids or names. Neither this nor `selectedServer`: this "
-        "engine itself.",
+        description="Several servers that share the work: ids or names. Neither this nor `selectedServer`: the "
+        "project's own server `local`, which is this engine.",
     )
     output_root: str | None = field(
         default=None,
@@ -107,7 +107,7 @@ class BatchPlan:
     warnings: list[TaskWarning] = field(description="What would be left out.")
     server_ids: strawberry.Private[tuple[str, ...]]
 
-    @derived("The servers that would share the work; empty: this engine itself.")
+    @derived("The servers that would share the work; empty: this engine, without a server.")
     async def servers(self, info: Info) -> list[Annotated[Server, strawberry.lazy("graph.servers")]]:
         """By loader."""
         from graph.servers import server
@@ -121,7 +121,9 @@ class ServerCheck:
     """See ``engine.tasks.ServerCheck``."""
 
     available: bool = field(description="True: it could.")
-    server_name: str | None = field(description="The server that would take it, or can't; null: this engine itself.")
+    server_name: str | None = field(
+        description="The server that would take it, or can't; null: this engine, without a server."
+    )
     batch_size: int = field(description="How many files it takes at once.")
     message: str = field(description="The same in a sentence.")
     reason: Unavailable | None = field(description="Why not; null if it could.")
@@ -129,7 +131,7 @@ class ServerCheck:
     server_id: strawberry.Private[str | None]
     task_id: strawberry.Private[str | None]
 
-    @derived("The server; null: this engine itself.")
+    @derived("The server; null: this engine, without a server.")
     async def server(self, info: Info) -> Annotated[Server, strawberry.lazy("graph.servers")] | None:
         """By loader."""
         from graph.servers import server

@@ -66,7 +66,7 @@ class TaskItem(Node):
         row = await info.context.load.task.load(self.task_id)
         return None if row is None else task(row, caller(info))
 
-    @derived("The server that it runs or ran on; null for this engine itself, and before it was sent out.")
+    @derived("The server that it runs or ran on; null for this engine, without a server, and before it was sent out.")
     async def server(self, info: Info) -> Annotated[Server, strawberry.lazy("graph.servers")] | None:
         """By loader."""
         from graph.servers import server

@@ -40,7 +40,7 @@ class TaskCreateInput:
         default=None, description="An object: the node's parameters, or what overlays the definition's."
     )
     server: str | None = field(
-        default=None, description="The server that runs it: id or name; null: this engine itself."
+        default=None, description="The server that runs it: id or name; null: the project's own server `local`."
     )
     retries: int | None = field(
         default=None, description="How often it is tried again if it fails for a passing reason; 0 if left out."

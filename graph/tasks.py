@@ -104,7 +104,7 @@ class TaskExecution(Node):
         row = await info.context.load.task.load(self.task_id)
         return None if row is None else task(row, caller(info))
 
-    @derived("The server that it was asked to run on; null for several, or for this engine itself.")
+    @derived("The server that it was asked to run on; null for several, or for this engine, without a server.")
     async def server(self, info: Info) -> Annotated[Server, strawberry.lazy("graph.servers")] | None:
         """By loader."""
         from graph.servers import server
@@ -195,7 +195,7 @@ class Task(Node):
         row = await info.context.load.version.load(self.version_id) if self.version_id else None
         return None if row is None else version(row)
 
-    @derived("The servers that share the work; empty: this engine itself. Deleted ones are left out.")
+    @derived("The servers that share the work; empty: this engine, without a server. Deleted ones are left out.")
     async def servers(self, info: Info) -> list[Annotated[Server, strawberry.lazy("graph.servers")]]:
         """By loader."""
         from graph.servers import server
