@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from mirrorflow.commands import admin, control, definitions, runs, workers
+from mirrorflow.commands import admin, control, definitions, runs, servers, workers
 from mirrorflow.commands.batch import batch
 from mirrorflow.commands.serve import serve
 from mirrorflow.commands.tasks import tasks
@@ -51,6 +51,7 @@ app.add_typer(tasks, name="tasks")
 app.command()(admin.schema)
 app.add_typer(admin.db, name="db")
 app.add_typer(admin.token, name="token")
+app.add_typer(servers.app, name="servers")
 app.command()(admin.config)
 app.command()(admin.doctor)
 

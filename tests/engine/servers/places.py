@@ -289,8 +289,15 @@ def _address(kind: ServerType, url: str, token: str | None = None) -> ServerAddr
     return ServerAddress("srv-1", LOCAL.project_id, "there", kind, url, 5, token)
 
 
+async def comfyui(engine: Engine, folder: Path, stack: AsyncExitStack) -> Place:
+    from tests.engine.servers.comfy import comfyui
+
+    return await comfyui(engine, folder, stack)
+
+
 PLACES: Mapping[str, Callable[[Engine, Path, AsyncExitStack], Awaitable[Place]]] = {
     "local": local,
     "http": http,
     "mirrorflow": mirrorflow,
+    "comfyui": comfyui,
 }

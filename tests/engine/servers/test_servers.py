@@ -31,7 +31,7 @@ def as_role(role: str) -> Actor:
 
 async def registered(engine: Engine, name: str = "one", **given: Any) -> str:
     """A server's id; nobody answers there."""
-    settings = {"url": "http://127.0.0.1:1", "type": ServerType.HTTP, "enabled": False} | given
+    settings: dict[str, Any] = {"url": "http://127.0.0.1:1", "type": ServerType.HTTP, "enabled": False} | given
     return (await engine.servers.register(LOCAL, name=name, **settings)).server_id
 
 
