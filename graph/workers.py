@@ -200,7 +200,10 @@ class WorkerDrainInput:
     id: strawberry.ID = field(description="The worker's id.")
 
 
-@strawberry.type(description="The worker was asked; within a few seconds it takes no new work, and idle it stops.")
+@strawberry.type(
+    description="The worker was asked; within a few seconds it takes no new work. A process that only works then ends "
+    "when it is idle."
+)
 class WorkerDrainPayload:
     """Who drains."""
 
@@ -219,7 +222,8 @@ class WorkerMutation:
 
     @mutation(
         Permission.WORKER_ADMIN,
-        "Have a worker take no new work: it finishes what it has, or leaves it to others, and stops. Twice is once.",
+        "Have a worker take no new work: it finishes what it has, or leaves it to others. A process that only works "
+        "then ends; a server goes on without its worker. Twice is once.",
     )
     async def worker_drain(
         self, info: Info, input: Annotated[WorkerDrainInput, argument(description="Which one.")]

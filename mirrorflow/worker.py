@@ -1,7 +1,8 @@
 """A worker: an engine that drives runs for the servers on the same database, without GraphQL.
 
 SIGTERM: it claims nothing more, its nodes finish within the grace period or are released for others, and it exits
-with 0. A second signal ends it at once; nothing that was committed is lost by it.
+with 0. A second signal ends it at once; nothing that was committed is lost by it. Asked to drain (``workerDrain``), it
+takes the time that its nodes need, and exits with 0 once it is idle.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from mirrorflow.processes import (
 from mirrorflow.server import http_server
 from mirrorflow.settings import Settings
 
+#: How often a worker that drains looks whether it is idle.
+IDLE_EVERY_S = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Working:
@@ -52,7 +56,7 @@ def work(settings: Settings, ready: Callable[[Working], None]) -> int:
         async with running(settings, listener) as worker:
             heed_signals(stop)
             ready(worker)
-            await stop.wait()
+            await _over(worker.engine, stop)
         return 0
 
     with held(settings.data_dir, shared=True), _listener(settings) as listener:
@@ -81,6 +85,23 @@ async def running(settings: Settings, listener: socket.socket | None) -> AsyncIt
         gc.collect()
         gc.freeze()
         yield Working(engine, None if listener is None else url_of(listener))
+
+
+async def _over(engine: Engine, stop: asyncio.Event) -> None:
+    """Return when a signal says to stop, or when somebody asked the worker to drain and it has nothing left to do."""
+
+    async def drained() -> None:
+        await engine.drain_asked.wait()
+        while engine.executor.driven or any(engine.executor.running.values()):  # noqa: ASYNC110 (nothing tells of it)
+            await asyncio.sleep(IDLE_EVERY_S)
+        stop.set()
+
+    draining = asyncio.create_task(drained(), name="drained")
+    try:
+        await stop.wait()
+    finally:
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
 
 
 def refuse_one_process(settings: Settings, who: str, instead: str) -> None:
