@@ -1,17 +1,39 @@
-"""The one place that reads the clock and draws ids."""
+"""The one place that reads the clock and draws ids.
+
+A process that shares its database with others goes by the database's clock (``agree``): what one of them writes down
+as due, another must find due at the same moment, whatever the clocks of their machines say, and even if somebody sets
+one of them.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32: sorts as the number does, no i l o u
 
 
+#: A longer round trip tells too little about the moment at which the database looked at its clock.
+LONGEST_ROUND_TRIP_S = 0.5
+
+#: An instant on the clock that was agreed on, and what ``monotonic`` said then; None: this machine's own clock.
+_agreed: tuple[datetime, float] | None = None
+
+
 def now() -> datetime:
     """This instant, aware, in UTC."""
-    return datetime.now(UTC)
+    if _agreed is None:
+        return datetime.now(UTC)
+    at, then = _agreed
+    return at + timedelta(seconds=time.monotonic() - then)
+
+
+def agree(at: datetime, asked: float, answered: float) -> None:
+    """Go by a clock that said ``at`` between two readings of ``monotonic``, until it is asked again."""
+    global _agreed
+    if _agreed is None or answered - asked <= LONGEST_ROUND_TRIP_S:
+        _agreed = at, (asked + answered) / 2
 
 
 def monotonic() -> float:

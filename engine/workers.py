@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 from db.session import Database
+from db.store import dbclock
 from db.store import workers as store
 from db.store.workers import HEARTBEAT_S, Heard, Heartbeat, WorkerInfo
 from engine import clock
@@ -195,6 +196,7 @@ class Workers:
                 log.exception("a heartbeat failed")
 
     async def _beat(self) -> None:
+        await self._agree_on_the_time()
         if not self._works:
             self._heard(Heard(False, await self._database.read(store.live)))
             return
@@ -215,6 +217,12 @@ class Workers:
         changed, self._told = shown != self._told, shown
         if changed:
             self._bus.publish(TOPIC, (self.id,))
+
+    async def _agree_on_the_time(self) -> None:
+        if self._database.dialect == "postgresql":  # SQLite's clock is this machine's own
+            asked = clock.monotonic()
+            at = await self._database.read(dbclock.present)
+            clock.agree(at, asked, clock.monotonic())
 
     def _heard(self, heard: Heard) -> None:
         self._live = heard.live

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Connection, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
@@ -29,3 +30,8 @@ def _sqlite(element: db_now, compiler: Any, **_: Any) -> str:
 @compiles(db_now, "postgresql")
 def _postgresql(element: db_now, compiler: Any, **_: Any) -> str:
     return f"(clock_timestamp() + interval '{element.plus_seconds:.3f} seconds')"
+
+
+def present(connection: Connection) -> datetime:
+    """The database's present instant."""
+    return connection.execute(select(db_now())).scalar_one()

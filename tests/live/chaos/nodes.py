@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import time
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,11 +101,12 @@ def _wrong() -> float:
         return 0.0
 
 
+class _Wrong(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + timedelta(seconds=_wrong())
+
+
 if "CHAOS_CLOCK" in os.environ:
-    _now = clock.now
     _time = SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: time.time_ns() + int(_wrong() * 1e9))
-
-    def _wrong_now() -> datetime:
-        return _now() + timedelta(seconds=_wrong())
-
-    vars(clock).update(now=_wrong_now, time=_time)
+    vars(clock).update(datetime=_Wrong, time=_time)

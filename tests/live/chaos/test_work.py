@@ -26,7 +26,7 @@ async def test_fifty_deliveries_of_one_job(cluster: Cluster, tmp_path: Path) -> 
     file = tmp_path / "marks"
     mark = {"type": "test/mark", "parameters": {"file": str(file), "seconds": 0.05}}
     workflow = await cluster.store(flow("fifty", {"id": "a"} | mark, {"id": "b"} | mark))
-    queue = ArqQueue(cluster.redis.url, works=False)
+    queue = ArqQueue(cluster.redis.url, listen=False)
     await queue.start()
     try:
         ids = []
@@ -75,7 +75,7 @@ async def test_jobs_that_do_harm(cluster: Cluster, tmp_path: Path) -> None:
     codes = {
         await cluster.run(harm("hang", **slow)): {"NODE_TIMEOUT"},
         await cluster.run(harm("stubborn", **slow)): {"NODE_TIMEOUT"},
-        await cluster.run(harm("eat", resources={"memory_mb": 200})): {"OUT_OF_MEMORY"},
+        await cluster.run(harm("eat", resources={"memory": "200MB"})): {"OUT_OF_MEMORY"},
     }
     blocks = await cluster.run(harm("block"))
     await lines(tmp_path / "block", 1)
@@ -137,10 +137,10 @@ async def test_clocks_that_jump(cluster: Cluster, tmp_path: Path) -> None:
         "fail_on_error": False,
     }
     delayed = step("core/delay", "delay", duration="1s")
-    definition = flow("clocks", delayed, step("core/noop", "b")) | {"timeout": "60s"}
+    definition = flow("clocks", delayed, step("core/noop", "b"))
     definition["nodes"].append(retried)
     began = time.monotonic()
-    ids = [await cluster.run(definition) for _ in range(6)]
+    ids = [await cluster.run(definition, timeout="60s") for _ in range(6)]
     for member, hours in zip(cluster.members, (-1, 1, 0, 1, -1), strict=True):
         member.clock_off_by(hours * 3_600)
     await completed(cluster, ids, 20)
