@@ -12,6 +12,7 @@ from strawberry import field
 from engine.tasks import Unavailable
 from flow import errors
 from flow.servers import ServerStatus
+from graph.objects import derived
 from graph.scalars import JSON
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class ServerUnavailable(UserError):
     server_id: strawberry.Private[str | None]
     task_id: strawberry.Private[str | None]
 
-    @strawberry.field(description="The server.")
+    @derived("The server.")
     async def server(self, info: strawberry.Info) -> Annotated[Server, strawberry.lazy("graph.servers")] | None:
         """By loader."""
         from graph.servers import server
@@ -120,7 +121,7 @@ class ServerUnavailable(UserError):
         row = await info.context.load.server.load(self.server_id) if self.server_id else None
         return None if row is None else server(row, info.context.actor)
 
-    @strawberry.field(description="A task that it works on, if it is BUSY.")
+    @derived("A task that it works on, if it is BUSY.")
     async def busy_with(self, info: strawberry.Info) -> Annotated[Task, strawberry.lazy("graph.tasks")] | None:
         """By loader."""
         from graph.tasks import task

@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 from graphql import FieldNode, OperationDefinitionNode, OperationType, parse
 
+from db.store.tasks import tasks
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e
 from flow.servers import ServerType
 from flow.states import WorkflowStatus
+from flow.tasks import BatchSpec, RunSpec
 from graph.schema import build_schema
 from tests.engine.conftest import document, history, started
 from tests.engine.nodes import gate
 from tests.graph.conftest import Asker
+from tests.graph.working import files, finished
 
 FOLDER = Path(__file__).parents[2] / "docs" / "operations"
 DOCUMENTS = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.graphql"))}
@@ -48,6 +51,7 @@ class World:
     def __init__(self, engine: Engine, gate: str) -> None:
         self.engine = engine
         self.gate = gate
+        self.token: str | None = None
 
     async def id(self, name: str) -> str:
         """The id of the thing that the examples call by this name."""
@@ -177,6 +181,40 @@ class World:
         await self._reached(id, e.NodeWaiting)
         return id
 
+    # -- tasks
+
+    async def unstarted(self) -> str:
+        spec = RunSpec(type="workflow", workflow_id=await self.workflow(), input={"who": "Ada"})
+        return (await self.engine.tasks.create(LOCAL, spec, start=False)).task_id
+
+    async def batch(self) -> str:
+        return await self._over_pictures(await self.workflow())
+
+    async def failed_batch(self) -> str:
+        return await self._over_pictures(await self.failing_workflow())
+
+    async def execution(self) -> str:
+        return await self._execution_of(await self.batch())
+
+    async def held_execution(self) -> str:
+        made = await self.engine.tasks.create(LOCAL, RunSpec(type="workflow", workflow_id=await self.gated_workflow()))
+        self.token = made.token
+        return made.execution_id or ""
+
+    async def held_token(self) -> str:
+        return self.token or ""
+
+    async def _over_pictures(self, workflow: str) -> str:
+        files(self.engine, "holiday/a.jpg")
+        spec = BatchSpec(target_folders=("pictures",), workflow_id=workflow, item_retries=0)
+        made = await self.engine.tasks.batch_start(LOCAL, spec)
+        await finished(Asker(self.engine), made.task_id)
+        return made.task_id
+
+    async def _execution_of(self, task: str) -> str:
+        rows = await self.engine.database.read(tasks, LOCAL.project_id, [task])
+        return str(rows[task].execution_id)
+
     async def _reached(self, id: str, kind: type[e.Event]) -> None:
         async for recorded in self.engine.streams.events(LOCAL, id):
             if isinstance(recorded.event, kind):
@@ -205,6 +243,7 @@ async def test_the_example_works(ask: Asker, name: str) -> None:
     async with asyncio.timeout(20):
         world = World(ask.engine, gate=f"docs-{name}")
         await world.workflow()
+        files(ask.engine, "holiday/a.jpg")
         variables = await variables_of(text, world)
     if asked.operation is OperationType.SUBSCRIPTION:
         stream = ask.stream(text, **variables)
