@@ -31,7 +31,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "LoadImage": ("image",),
     "Text": ("text",),
     "Steps": ("steps", "source"),  # says its progress step by step, and hands on its source
-    "Gate": ("source",),  # waits until the test opens ``gate``
+    "Gate": ("source",),  # waits until the test opens ``gate``, or the one of its ``name``; may fail then
     "Broken": ("source",),  # raises: ``message``, ``type``
     "SaveImage": ("images",),
     "PreviewImage": ("images",),
@@ -106,6 +106,11 @@ class ComfyUI:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set when a Gate node waits.
     entered: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Gates with a name, and the names of those that fail once they are open, with the reason.
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
+    #: The ids of all prompts that were begun.
+    begun: list[str] = field(default_factory=list)
     sockets: dict[str, WebSocket] = field(default_factory=dict)
     _number: int = 0
     _interrupt: asyncio.Event = field(default_factory=asyncio.Event)
@@ -113,6 +118,10 @@ class ComfyUI:
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
 
     # ---- what tests look at
+
+    def gate_of(self, name: str) -> asyncio.Event:
+        """The gate of this name."""
+        return self.gates.setdefault(name, asyncio.Event()) if name else self.gate
 
     def posted(self, path: str) -> list[Any]:
         """The bodies that were posted to this path."""
@@ -320,6 +329,8 @@ class ComfyUI:
                 continue
             self.pending.sort(key=lambda item: item[0])
             item = self.running = self.pending.pop(0)
+            self.begun.append(item[1])
+            self._stirred.set()
             self._interrupt.clear()
             self.history_messages = []
             outputs: dict[str, Any] = {}
@@ -377,7 +388,8 @@ class ComfyUI:
                 return inputs["source"]
             case "Gate":
                 self.entered.set()
-                waits = [asyncio.ensure_future(event.wait()) for event in (self.gate, self._interrupt)]
+                gate = self.gate_of(inputs.get("name", ""))
+                waits = [asyncio.ensure_future(event.wait()) for event in (gate, self._interrupt)]
                 try:
                     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -385,6 +397,8 @@ class ComfyUI:
                         wait.cancel()
                 if self._interrupt.is_set():
                     raise Interrupted
+                if (reason := self.failing.get(inputs.get("name", ""))) is not None:
+                    raise Raised("RuntimeError", reason)
                 return inputs["source"]
             case "Broken":
                 raise Raised(inputs.get("type", "RuntimeError"), inputs.get("message", "it broke"))

@@ -258,8 +258,8 @@ class Surroundings:
     files: Files
     artifacts: ArtifactStore
     outbound: Outbound
-    #: The ComfyUI server of a project that has this name; without a name its only one. Raises WorkflowError. None in a child
-    #: process, and where no engine is around.
+    #: The ComfyUI server of a project that has this name; without a name its only one. Raises WorkflowError.
+    #: None in a child process, and where no engine is around.
     comfyui: Callable[[str, str | None], Awaitable[ServerAddress]] | None = None
 
 
