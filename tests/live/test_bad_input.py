@@ -337,6 +337,7 @@ async def test_bad_socket_messages_close_the_socket_with_a_reason(server: Server
     assert closed.value.rcvd.reason
 
 
+REGISTER = f"mutation ($v: ServerRegisterInput!) {{ serverRegister(input: $v) {{ {PROBLEMS} }} }}"
 WRONG = [
     ("query ($v: ID!) { instance(id: $v) { id } }", {"a": 1}),
     ("query ($v: ID!) { instance(id: $v) { id } }", 1.5),
@@ -354,6 +355,12 @@ WRONG = [
     ('query ($v: SemVer!) { workflowVersion(workflow: "w", version: $v) { id } }', "one"),
     ("query ($v: WorkerWhere!) { workers(where: $v) { totalCount } }", {"state": {"eq": "ASLEEP"}}),
     ("query ($v: WorkerWhere!) { workers(where: $v) { totalCount } }", {"label": {"eq": "gpu"}}),
+    ("query ($v: ServerWhere!) { servers(where: $v) { totalCount } }", {"status": {"eq": "ASLEEP"}}),
+    ("query ($v: ServerWhere!) { servers(where: $v) { totalCount } }", {"enabled": {"eq": "yes"}}),
+    (REGISTER, {"name": "a", "url": "http://h", "type": "FTP"}),
+    (REGISTER, {"name": "a", "url": ["http://h"], "type": "HTTP"}),
+    (REGISTER, {"name": "a", "url": "http://h", "type": "HTTP", "batchSize": "many"}),
+    (REGISTER, {"name": "a", "url": "http://h", "type": "HTTP", "batchSize": 2**40}),
     ("query ($v: [ID!]!) { nodes(ids: $v) { id } }", [None]),
     ("query ($v: [ID!]!) { nodes(ids: $v) { id } }", ["a"] * 5_000),
     ("query ($v: DefinitionInput!) { definitionValidate(definition: $v) { code } }", {}),
@@ -396,6 +403,7 @@ QUERIES = {
     "instance": "query ($id: ID!) { it: instance(id: $id) { id } }",
     "instanceDiff": "query ($id: ID!) { it: instanceDiff(a: $id, b: $id) { __typename } }",
     "worker": "query ($id: ID!) { it: worker(id: $id) { id } }",
+    "server": "query ($id: ID!) { it: server(id: $id) { id } }",
     "debugEvaluate": """
         query ($id: ID!) { it: debugEvaluate(instance: $id, expression: "a") { ... on UserError { code } } }
     """,
@@ -406,6 +414,7 @@ SUBSCRIPTIONS = {
     "instanceUpdated": "subscription ($id: ID!) { instanceUpdated(id: $id) { id } }",
     "nodeExecutionUpdated": "subscription ($id: ID!) { nodeExecutionUpdated(instance: $id) { id } }",
     "nodeLogs": 'subscription ($id: ID!) { nodeLogs(instance: $id, node: "a") { seq } }',
+    "serverUpdated": "subscription ($id: ID!) { serverUpdated(ids: [$id]) { id } }",
     "workerUpdated": "subscription ($id: ID!) { workerUpdated(ids: [$id]) { id } }",
 }
 
@@ -433,7 +442,7 @@ def mutations() -> dict[str, dict[str, Any]]:
 
 
 #: What mutations need besides ids; anything else that they need is a list.
-SAMPLES: dict[str, Any] = {"String": "a", "Boolean": True, "Int": 1, "JSON": None}
+SAMPLES: dict[str, Any] = {"String": "a", "Boolean": True, "Int": 1, "JSON": None, "ServerStatus": "OFFLINE"}
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN, ids=lambda text: text[:12])
@@ -501,7 +510,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page)[:40])
-@pytest.mark.parametrize("list_", ["instances", "workflows", "workers"])
+@pytest.mark.parametrize("list_", ["instances", "workflows", "workers", "servers"])
 async def test_bad_pages_are_refused(server: Server, list_: str, page: dict[str, Any]) -> None:
     """Sizes out of range, both ends at once and cursors of nobody are refused by name."""
     query = (
@@ -532,6 +541,7 @@ async def test_a_cursor_of_another_list_is_refused(server: Server) -> None:
         "instanceChanges(first: 0)",
         "instanceChanges(first: 501)",
         f"workerUpdated(ids: {json.dumps(['x'] * 101)})",
+        f"serverUpdated(ids: {json.dumps(['x'] * 101)})",
     ],
 )
 async def test_bad_stream_cursors_are_refused(server: Server, stream: str) -> None:
@@ -725,6 +735,47 @@ mutation ($id: ID!, $base: ID!, $definition: JSON!) {{
   }}
 }}
 """
+
+
+BAD_SERVERS = [
+    ({"name": ""}, "/name"),
+    ({"name": "n" * 300}, "/name"),
+    ({"name": "a\nb"}, "/name"),
+    ({"url": ""}, "/url"),
+    ({"url": "nowhere"}, "/url"),
+    ({"url": "file:///etc/passwd"}, "/url"),
+    ({"url": "ftp://host"}, "/url"),
+    ({"url": "javascript:alert(1)"}, "/url"),
+    ({"url": "http://"}, "/url"),
+    ({"url": "http://user:password@host"}, "/url"),
+    ({"url": "http://host/#x"}, "/url"),
+    ({"url": "http://host/?x=y"}, "/url"),
+    ({"url": "http://ho st/"}, "/url"),
+    ({"url": "http://host:0"}, "/url"),
+    ({"url": "http://host:99999999999999999999"}, "/url"),
+    ({"url": "http://[::1"}, "/url"),
+    ({"url": "http://" + "h" * 100_000}, "/url"),
+    ({"batchSize": 0}, "/batchSize"),
+    ({"batchSize": -(2**31)}, "/batchSize"),
+    ({"batchSize": 2**31 - 1}, "/batchSize"),
+    ({"token": ""}, "/token"),
+    ({"token": "t" * 100_000}, "/token"),
+    ({"token": "a\r\nHost: evil"}, "/token"),
+    ({"token": "近江"}, "/token"),
+    ({"type": "LOCAL", "token": "x"}, "/token"),
+]
+
+
+@pytest.mark.parametrize(("given", "pointer"), BAD_SERVERS, ids=lambda value: str(value)[:40])
+async def test_servers_that_can_not_be(server: Server, given: dict[str, Any], pointer: str) -> None:
+    """Refused with the place, in a message of bounded length; nothing is registered."""
+    registering = {"name": "bad", "url": "http://127.0.0.1:1", "type": "HTTP", "enabled": False} | given
+    answer = await ask(server, REGISTER, {"v": registering})
+    assert answer.code == "VALIDATION_FAILED", answer
+    [problem] = answer.problems
+    assert problem["pointer"] == pointer
+    assert 15 < len(problem["message"]) < 300
+    assert (await server.graphql("{ servers { totalCount } }"))["servers"]["totalCount"] == 1
 
 
 async def test_two_updates_of_one_base_at_once(server: Server) -> None:
