@@ -55,6 +55,8 @@ SWEEP_S = 5.0
 LEAST_SWEEP_S = 0.5
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
 LOOK_ROUND_S = 2.0
+#: The bus's topic on which everybody hears that attempts are offered which ask for nothing in particular.
+OFFERED = "offered"
 GRAPHS_KEPT = 256
 ANY_NUMBER = 1_000_000
 SUSPECT_S = 10.0  # who drove a suspect this long and lives is not killed by it at once
@@ -110,6 +112,7 @@ class Executor:
             labels=labels,
             gpus=gpus,
             tell=self.tell,
+            call_others=lambda: self._bus.publish(OFFERED, ("",)),
         )
         self.draining = False
         self._database = database
@@ -138,7 +141,7 @@ class Executor:
         """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
         of_instances = (self._claiming, self._renewing, self._sweeping, self._trying_suspects)
         of_offers = (self.offers.taking, self.offers.sweeping, self.offers.renewing, self.offers.writing)
-        for loop in (*of_instances, *of_offers, self._hearing, self._looking_round):
+        for loop in (*of_instances, *of_offers, self._hearing, self._hearing_offers, self._looking_round):
             self._tasks.add(asyncio.create_task(_kept_up(loop), name=loop.__qualname__))
 
     async def stop(self, grace_s: float = 30.0) -> None:
@@ -156,6 +159,8 @@ class Executor:
         if held:
             try:
                 await self._database.write(leases.release, self.worker, held)
+                for id in held:
+                    self._queue.wake(id)
             except StorageUnavailable as error:
                 log.warning("executor.leases_kept", error=error.message)
 
@@ -177,10 +182,11 @@ class Executor:
                 self.offers.stop_one(wake.id)
             elif wake.owner is not None:
                 self._bus.publish(_topic(wake.owner), (wake.id,))
-            elif not (wake.labels or wake.gpus):
-                self._queue.wake(wake.id, wake.priority)
-            elif (labels := self._workers.label_set_for(frozenset(wake.labels), wake.gpus)) is not None:
+            elif (labels := self._workers_for(wake)) is not None:
                 self._queue.wake(wake.id, wake.priority, labels=labels)
+            else:
+                self.offers.knock()
+                self._bus.publish(OFFERED, (wake.id,))
 
     def wake(
         self,
@@ -202,16 +208,31 @@ class Executor:
         else:
             self._queue.wake(instance_id, priority, fence=fence)
 
+    def _workers_for(self, wake: Wake) -> frozenset[str] | None:
+        """The labels of the workers whose queue is to have the offer. None: tell all, as it asks for nothing in
+        particular (they are many then, and one worker may be full), or nobody who fits is known yet.
+        """
+        if wake.labels or wake.gpus:
+            return self._workers.label_set_for(frozenset(wake.labels), wake.gpus)
+        return None
+
     async def _hearing(self) -> None:
         """What other processes have to say to this very worker."""
         with self._bus.subscribe(_topic(self.worker)) as subscription:
             while True:
                 for id in await subscription.take():
                     if str(id).startswith("att-"):
-                        self.offers.stop_one(id)
+                        self.offers.stop_one(str(id))
                     else:
-                        self.wake(id, inbox=True)
+                        self.wake(str(id), inbox=True)
                 subscription.overflowed = False  # letters are looked for with every renewal
+
+    async def _hearing_offers(self) -> None:
+        with self._bus.subscribe(OFFERED) as subscription:
+            while True:
+                await subscription.take()
+                subscription.overflowed = False
+                self.offers.knock()
 
     def accepts(self) -> bool:
         """Whether there is room for one more instance, so that a new one may be claimed as it is created."""
@@ -303,16 +324,19 @@ class Executor:
             await asyncio.sleep(pause * (1.0 if not self._others else random.uniform(0.7, 1.3)))
 
     async def _looking_round(self) -> None:
-        """Know what others have free; who waits for a place here may offer its nodes to them."""
         while True:
             await asyncio.sleep(LOOK_ROUND_S)
-            others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
-            self._others = len(others)
-            self._elsewhere = {lane: sum(max(0, other.free(lane)) for other in others) for lane in self.places.slots}
-            for lane, free in self._elsewhere.items():
-                if free:
-                    for waiter in self.places.in_line(lane):
-                        waiter.knock()
+            self.look_round()
+
+    def look_round(self) -> None:
+        """Know what others have free; who waits for a place here may offer its nodes to them."""
+        others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
+        self._others = len(others)
+        self._elsewhere = {lane: sum(max(0, other.free(lane)) for other in others) for lane in self.places.slots}
+        for lane, free in self._elsewhere.items():
+            if free:
+                for waiter in self.places.in_line(lane):
+                    waiter.knock()
 
     def _until_next(self, due: datetime | None) -> float:
         """How long the sweep may rest: timers beyond ``TIMER_HORIZON_S`` are met by it alone."""
@@ -378,6 +402,9 @@ class Executor:
 
     def rest_until(self, drive: Drive) -> None:
         """The drive has given its lease back: wake the instance when its time comes."""
+        if self.draining:
+            self._queue.wake(drive.instance_id, drive.priority, fence=drive.fence)
+            return
         wake_at = drive.run.wake_at()
         if wake_at is not None:
             seconds = (wake_at - clock.now()).total_seconds()

@@ -54,7 +54,8 @@ class _Work:
 
 
 class Offers:
-    """Takes offers as long as there are places. ``tell`` is given whom to wake because of what was written."""
+    """Takes offers as long as there are places. ``tell`` is given whom to wake because of what was written;
+    ``call_others`` tells the other workers that there is more than this one can take."""
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Offers:
         labels: frozenset[str],
         gpus: int,
         tell: Callable[[Iterable[Wake]], None],
+        call_others: Callable[[], None],
     ) -> None:
         self._database = database
         self._attempts = attempts
@@ -78,7 +80,10 @@ class Offers:
         self._labels = labels
         self._gpus = gpus
         self._tell = tell
+        self._call_others = call_others
         self._draining = False
+        #: There was more to take than places, and the others have been told.
+        self._full = False
         self._work: dict[str, _Work] = {}
         self._outbox: list[Report] = []
         self._knocked = asyncio.Event()
@@ -150,6 +155,9 @@ class Offers:
             full = {lane for lane, free in self._places.room().items() if free <= 0}
             wanted = full and not self._draining and await self._offered()
             self._places.stand_in_line(self, full if wanted else ())
+            if wanted and not self._full:
+                self._call_others()
+            self._full = bool(wanted)
 
     async def sweeping(self) -> None:
         """The safety net: offers that no wake-up told of, and those whose holders are gone."""

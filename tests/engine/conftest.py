@@ -33,7 +33,7 @@ async def engine_on(folder: Path, **options: Any) -> AsyncIterator[Engine]:
         registry.add(kind)
     (folder / "files").mkdir(exist_ok=True)
     runner = Runner(registry, data_dir=folder, roots=[folder / "files"], processes=1)
-    engine = Engine(database, runner, alone=True, **options)
+    engine = Engine(database, runner, **{"alone": True, **options})
     await engine.access.ensure_defaults()
     await engine.start()
     try:

@@ -1,0 +1,232 @@
+"""Attempts that one worker offers and another makes: two engines on one database, with a real Redis between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.store import offers as store
+from engine.access import LOCAL
+from engine.arq_queue import ArqQueue
+from engine.bus import LocalBus
+from engine.engine import Engine
+from flow import events as e
+from flow.states import SkipReason
+from tests.engine.conftest import document, engine_on, history, started, types
+from tests.engine.following import resting, until
+from tests.engine.nodes import gate
+from tests.redis import RedisServer
+
+GPU = frozenset({"gpu"})
+
+
+class House:
+    """Workers that share a folder, its database, and a Redis."""
+
+    def __init__(self, folder: Path, redis: RedisServer) -> None:
+        self._folder = folder
+        self._redis = redis
+        self._prefix = redis.prefix()
+        self._bus = LocalBus()
+
+    @asynccontextmanager
+    async def worker(self, *labels: str, **options: Any) -> AsyncIterator[Engine]:
+        mine = frozenset(labels)
+        queue = ArqQueue(self._redis.url, prefix=self._prefix, labels=mine)
+        bus = self._bus
+        async with engine_on(self._folder, alone=False, labels=mine, queue=queue, bus=bus, **options) as engine:
+            yield engine
+
+
+@pytest.fixture
+def house(tmp_path: Path, redis_for_all: RedisServer) -> House:
+    return House(tmp_path, redis_for_all)
+
+
+def offered(id: str, type: str = "core/noop", **fields: Any) -> dict[str, Any]:
+    return {"id": id, "type": type, "runs_on": ["gpu"], **fields}
+
+
+def gated(id: str, name: str, **fields: Any) -> dict[str, Any]:
+    return offered(id, "test/gate", parameters={"gate": name}, **fields)
+
+
+async def test_a_node_runs_where_its_labels_are_and_its_result_comes_back(house: House) -> None:
+    """The driver lacks the label: the other worker makes the attempt, and what follows gets its output."""
+    talk = offered("a", "test/talk", parameters={"lines": 3})
+    after = {"id": "b", "type": "test/flaky", "parameters": {"succeeds_at": 1}}
+    async with house.worker("gpu", "eu") as other, house.worker() as driver:
+        await driver.workers._beat()
+        id = await started(driver, document([talk, after], [{"source": "a", "target": "b"}]))
+        events = await history(driver, id)
+        kinds = types(events)
+        first = [kind for kind in kinds if kind.endswith(" a")]
+        assert first[:2] == ["node.scheduled a", "node.started a"]
+        assert first[-1] == "node.completed a"
+        assert {"node.log a", "node.progress a"} <= set(first)
+        assert kinds[-1] == "instance.completed"
+        workers = {
+            recorded.event.path: recorded.event.worker
+            for recorded in events
+            if isinstance(recorded.event, e.NodeStarted)
+        }
+        assert workers == {"a": other.worker, "b": driver.worker}
+
+
+async def test_without_a_worker_that_fits_the_run_waits_and_holds_nobody(house: House) -> None:
+    """An offer that nobody can take keeps, and is taken by the first worker that comes with the label."""
+    async with house.worker() as driver:
+        id = await started(driver, document([offered("a", "test/talk", parameters={"lines": 3})]))
+        await until(driver, id, e.NodeScheduled)
+        await resting(driver, id)
+        async with house.worker("gpu") as other:
+            events = await history(driver, id)
+            assert types(events)[-1] == "instance.completed"
+            [begun] = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeStarted)]
+            assert begun.worker == other.worker
+
+
+async def test_a_cancelled_run_stops_the_work_of_others(house: House) -> None:
+    """The other worker's handler is cancelled and cleans up before the run is CANCELED."""
+    entered, tidied = gate("offered tidied")
+    async with house.worker("gpu"), house.worker() as driver:
+        tidy = offered("a", "test/tidy", parameters={"gate": "offered tidied"})
+        id = await started(driver, document([tidy]))
+        await entered.wait()
+        await driver.instances.cancel(LOCAL, id)
+        assert types(await history(driver, id))[-2:] == ["node.canceled a", "instance.canceled"]
+        assert tidied.is_set()
+
+
+async def test_a_cancelled_run_takes_back_what_nobody_took(house: House) -> None:
+    """An offer without a taker is gone at once: its node never ran."""
+    async with house.worker() as driver:
+        id = await started(driver, document([offered("a", "test/talk", parameters={"lines": 3})]))
+        await until(driver, id, e.NodeScheduled)
+        await driver.instances.cancel(LOCAL, id)
+        events = await history(driver, id)
+        [skipped] = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeSkipped)]
+        assert skipped.reason == SkipReason.INSTANCE_ENDED
+        assert types(events)[-1] == "instance.canceled"
+        assert not await driver.database.read(store.waiting)
+
+
+async def test_an_attempt_whose_worker_died_is_made_again(house: House) -> None:
+    """A lease that runs out is told to the run: the attempt is lost, and the next one is offered. Its late result is
+    dropped."""
+    entered, go = gate("offered lost")
+    async with house.worker("gpu") as other, house.worker() as driver:
+        id = await started(driver, document([gated("a", "offered lost")]))
+        await entered.wait()
+        entered.clear()
+        await other.database.write(store.expire_all)
+        driver.executor.tell(await driver.database.write(store.expire))
+        await entered.wait()
+        go.set()
+        kinds = types(await history(driver, id))
+        assert kinds.count("node.lost a") == 1
+        assert kinds.count("node.completed a") == 1
+        assert kinds.count("node.scheduled a") == 2
+
+
+async def test_a_node_that_kills_its_workers_fails_alone(house: House) -> None:
+    """After three deaths the node is given up with POISON; its run fails and nothing else does."""
+    entered, _ = gate("offered poison")
+    async with house.worker("gpu") as other, house.worker() as driver:
+        id = await started(driver, document([gated("a", "offered poison")]))
+        for _ in range(3):
+            await entered.wait()
+            entered.clear()
+            await other.database.write(store.expire_all)
+            driver.executor.tell(await driver.database.write(store.expire))
+        events = await history(driver, id)
+        [failed] = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeFailed)]
+        assert failed.error.code == "POISON"
+        assert failed.attempt == 3
+        assert types(events)[-1] == "instance.failed"
+
+
+async def test_a_failed_attempt_is_offered_again_when_its_time_comes(house: House) -> None:
+    """Retries of an offered node follow its policy, as if it ran here."""
+    retry = {"max": 3, "base": "10ms", "jitter": 0}
+    flaky = offered("a", "test/flaky", parameters={"succeeds_at": 3}, retry=retry)
+    async with house.worker("gpu"), house.worker() as driver:
+        id = await started(driver, document([flaky]))
+        kinds = types(await history(driver, id))
+        assert kinds.count("node.scheduled a") == 3
+        assert kinds.count("node.retrying a") == 2
+        assert kinds[-1] == "instance.completed"
+
+
+async def test_large_values_cross_by_the_artifact_store(house: House) -> None:
+    """An input and an output that are too large for an event arrive whole."""
+    large = {"id": "a", "type": "test/large", "parameters": {"size": 200_000}}
+    back = offered("b", "test/large", parameters={"size": 300_000})
+    edge = {"source": "a", "target": "b"}
+    async with house.worker("gpu"), house.worker() as driver:
+        id = await started(driver, document([large, back], [edge], output_mapping={"got": "$.nodes.b.output"}))
+        events = await history(driver, id)
+        assert types(events)[-1] == "instance.completed"
+        [done] = [r.event for r in events if isinstance(r.event, e.NodeCompleted) and r.event.path == "b"]
+        assert done.artifact is not None
+        assert done.artifact.size > 300_000
+
+
+async def test_offers_of_a_paused_run_stay(house: House) -> None:
+    """No node of a paused run starts, wherever it would run; after the resumption it does."""
+    async with house.worker() as driver:
+        id = await started(driver, document([offered("a", "test/talk", parameters={"lines": 3})]))
+        await until(driver, id, e.NodeScheduled)
+        await driver.instances.pause(LOCAL, id)
+        await until(driver, id, e.InstancePaused)
+        taken = await driver.database.write(store.claim, "somebody", 15.0, GPU, {"async": 10}, 0)
+        assert taken == []
+        await driver.instances.resume(LOCAL, id)
+        async with house.worker("gpu"):
+            assert types(await history(driver, id))[-1] == "instance.completed"
+
+
+async def test_a_wide_fan_out_is_shared(house: House) -> None:
+    """More than a hundred ready nodes without a place here are offered, and the other worker makes some of them."""
+    nodes = [{"id": f"n{i}", "type": "bench/fib", "parameters": {"n": 12}} for i in range(150)]
+    async with house.worker() as driver, house.worker() as other:
+        driver.executor.places._room["thread"] = 1
+        for engine in (driver, other):
+            await engine.workers._beat()
+        await driver.workers._beat()
+        driver.executor.look_round()
+        id = await started(driver, document(nodes))
+        events = await history(driver, id)
+        assert types(events)[-1] == "instance.completed"
+        workers = {recorded.event.worker for recorded in events if isinstance(recorded.event, e.NodeStarted)}
+        assert workers == {driver.worker, other.worker}
+        assert len([kind for kind in types(events) if kind.startswith("node.completed")]) == 150
+
+
+async def test_a_draining_worker_gives_its_attempts_to_others(house: House) -> None:
+    """What doesn't finish within the grace is lost by the draining worker and made by the next."""
+    entered, go = gate("offered drained")
+    async with house.worker() as driver:
+        async with house.worker("gpu"):
+            id = await started(driver, document([gated("a", "offered drained")]))
+            await entered.wait()
+            entered.clear()
+        go.set()
+        async with house.worker("gpu"):
+            kinds = types(await history(driver, id))
+            assert kinds.count("node.lost a") == 1
+            assert kinds[-1] == "instance.completed"
+
+
+async def test_no_offer_outlives_its_run(house: House) -> None:
+    """Whatever became of them, no rows are left."""
+    async with house.worker("gpu"), house.worker() as driver:
+        ids = [await started(driver, document([offered("a", "test/talk", parameters={"lines": 3})])) for _ in range(20)]
+        await asyncio.gather(*(history(driver, id) for id in ids))
+        assert not await driver.database.read(store.waiting)
+        assert await driver.database.write(store.claim, "x", 15.0, GPU, {"async": 10}, 9) == []
