@@ -1,0 +1,277 @@
+"""Batches in the hands of a holder: shared among servers, resumed, cancelled, stopped, and each file done once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from db.store import items as ledger
+from db.store import tasks as store
+from engine.access import LOCAL
+from engine.engine import Engine
+from flow.errors import Category, Conflict, Denied
+from flow.tasks import RunSpec, TaskStatus
+from tests.engine.batch.doubles import (
+    Double,
+    ended,
+    failed,
+    item_rows,
+    project,
+    serving,
+    statuses,
+    task_row,
+    until,
+)  # fmt: skip
+from tests.engine.conftest import document, engine_on
+from tests.live.server import wait_until
+
+
+def names(count: int) -> list[str]:
+    return [f"f{number:02d}.txt" for number in range(count)]
+
+
+async def test_servers_share_a_batch_each_with_its_own_slots(engine: Engine, tmp_path: Path) -> None:
+    """Each takes at most ``batchSize`` items at once, both work, every file is done once, and no slot stays taken."""
+    one, two = Double(), Double()
+    one.hold = two.hold = True
+    spec = await project(engine, tmp_path, names(10), servers=tuple(await serving(engine, one, two)))
+    started = await engine.tasks.batch_start(LOCAL, spec)
+    await asyncio.gather(one.has(2), two.has(2))
+    await asyncio.gather(one.let_go(), two.let_go())
+    row = await ended(engine, started)
+    assert (row.status, row.total, row.done, row.failed, row.progress) == ("COMPLETED", 10, 10, 0, 1.0)
+    assert one.most_at_once == two.most_at_once == 2
+    assert sorted(work.file.name for work in [*one.works.values(), *two.works.values()] if work.file) == names(10)
+    servers = (await engine.servers.named(LOCAL, "double-0"), await engine.servers.named(LOCAL, "double-1"))
+    ids = [server.id for server in servers if server is not None]
+    assert await engine.database.read(store.running_by_server, ids) == dict.fromkeys(ids, 0)
+
+
+async def test_a_server_that_is_lost_gives_its_items_to_the_others(engine: Engine, tmp_path: Path) -> None:
+    """What ran there runs elsewhere, and counts once."""
+    one, two = Double(), Double()
+    one.hold = True
+    spec = await project(engine, tmp_path, names(6), servers=tuple(await serving(engine, one, two)))
+    started = await engine.tasks.batch_start(LOCAL, spec)
+    await one.has(2)
+    await one.die()
+    row = await ended(engine, started)
+    assert (row.status, row.done, row.failed) == ("COMPLETED", 6, 0)
+    assert sorted(work.file.name for work in two.works.values() if work.file) == names(6)
+    assert sum(item.losses for item in await item_rows(engine, started)) == 2
+
+
+async def test_a_batch_waits_with_a_message_until_a_server_returns(engine: Engine, tmp_path: Path) -> None:
+    """Its only server goes away in the middle: the task says what it waits for, and goes on when it is back."""
+    double = Double()
+    double.hold = True
+    [server] = await serving(engine, double)
+    started = await engine.tasks.batch_start(LOCAL, await project(engine, tmp_path, names(3), servers=(server,)))
+    await double.has(2)
+    await engine.servers.update(LOCAL, server, enabled=False)
+    await double.die()
+    row = await until(engine, started, lambda row: row.message and "disabled" in row.message)
+    assert row.status == "RUNNING"
+    double.dead = double.hold = False
+    await engine.servers.update(LOCAL, server, enabled=True)
+    row = await ended(engine, started)
+    assert (row.status, row.done) == ("COMPLETED", 3)
+
+
+async def test_a_deleted_server_hands_its_items_back(engine: Engine, tmp_path: Path) -> None:
+    """Deleting is refused while it runs items, and with ``force`` the other server gets them."""
+    one, two = Double(), Double()
+    one.hold = True
+    first, second = await serving(engine, one, two)
+    started = await engine.tasks.batch_start(LOCAL, await project(engine, tmp_path, names(5), servers=(first, second)))
+    await one.has(2)
+    with pytest.raises(Conflict):
+        await engine.servers.delete(LOCAL, first)
+    await engine.servers.delete(LOCAL, first, force=True)
+    assert (await ended(engine, started)).done == 5
+
+
+async def test_failed_files_are_told_and_the_others_go_on(engine: Engine, tmp_path: Path) -> None:
+    """A wrong file fails at once, one that failed for a passing reason is tried again, as often as was asked."""
+    double = Double()
+    double.fails = {
+        "f00.txt": [failed(Category.VALIDATION)],
+        "f01.txt": [failed(Category.CONNECTION, retry_after_seconds=0.01)],
+        "f02.txt": [failed(Category.CONNECTION)] * 9,
+    }
+    spec = await project(engine, tmp_path, names(4), servers=tuple(await serving(engine, double)), item_retries=1)
+    row = await ended(engine, started := await engine.tasks.batch_start(LOCAL, spec))
+    assert (row.status, row.done, row.failed, row.result["failed"]) == ("COMPLETED", 2, 2, 2)
+    items = {item.relative: item for item in await item_rows(engine, started)}
+    assert [items[name].attempts for name in names(4)] == [1, 2, 2, 1]
+    assert items["f00.txt"].error["category"] == "VALIDATION"
+
+
+async def test_only_what_failed_is_done_again(engine: Engine, tmp_path: Path) -> None:
+    """A retry runs the failed files under new ids and leaves the others; a second one finds nothing to do."""
+    double = Double()
+    double.fails = {"f01.txt": [failed(Category.VALIDATION)]}
+    spec = await project(engine, tmp_path, names(3), servers=tuple(await serving(engine, double)))
+    await ended(engine, started := await engine.tasks.batch_start(LOCAL, spec))
+    retried = await engine.tasks.items_retry(LOCAL, started.task_id)
+    assert retried.items == 1
+    row = await ended(engine, started)
+    assert (row.done, row.failed, len(double.submits)) == (3, 0, 4)
+    with pytest.raises(Conflict):
+        await engine.tasks.items_retry(LOCAL, started.task_id)
+
+
+async def test_a_batch_that_is_to_stop_stops_at_the_first_failure(engine: Engine, tmp_path: Path) -> None:
+    """Nothing new is begun, what has not gone out is CANCELED, and the task is FAILED."""
+    double = Double()
+    double.fails = {"f00.txt": [failed(Category.VALIDATION)]}
+    [server] = await serving(engine, double, batch_size=1)
+    spec = await project(engine, tmp_path, names(5), servers=(server,), on_item_error="stop")
+    row = await ended(engine, started := await engine.tasks.batch_start(LOCAL, spec))
+    assert (row.status, row.error["code"], row.failed, row.canceled) == ("FAILED", "ITEM_FAILED", 1, 4)
+    assert double.submits == [f"{item.id}-1" for item in await item_rows(engine, started) if item.status == "FAILED"]
+
+
+async def test_cancelling_stops_what_runs_and_begins_nothing(engine: Engine, tmp_path: Path) -> None:
+    """The running items are cancelled at their server, the rest never goes out; done files stay done."""
+    double = Double()
+    double.hold = True
+    spec = await project(engine, tmp_path, names(5), servers=tuple(await serving(engine, double)))
+    started = await engine.tasks.batch_start(LOCAL, spec)
+    await double.has(2)
+    await engine.tasks.cancel(LOCAL, started.task_id)
+    row = await ended(engine, started)
+    assert (row.status, row.canceled, len(double.cancelled)) == ("CANCELED", 5, 2)
+    with pytest.raises(Conflict):
+        await engine.tasks.cancel(LOCAL, started.task_id)
+
+
+async def test_a_batch_that_is_out_of_time_is_stopped(engine: Engine, tmp_path: Path) -> None:
+    """Its running items are cancelled, and it FAILED with its timeout."""
+    double = Double()
+    double.hold = True
+    servers = tuple(await serving(engine, double))
+    spec = await project(engine, tmp_path, names(3), servers=servers, timeout=timedelta(seconds=0.3))
+    row = await ended(engine, await engine.tasks.batch_start(LOCAL, spec))
+    assert (row.status, row.error["code"], row.canceled) == ("FAILED", "TASK_TIMEOUT", 3)
+    assert len(double.cancelled) == 2
+
+
+async def test_another_engine_goes_on_where_the_first_was(tmp_path: Path) -> None:
+    """What was submitted is followed and not sent again; the rest is done; the counts add up."""
+    double = Double()
+    double.hold = True
+    async with engine_on(tmp_path) as engine:
+        servers = await serving(engine, double)
+        spec = await project(engine, tmp_path, names(6), servers=tuple(servers))
+        started = await engine.tasks.batch_start(LOCAL, spec)
+        await double.has(2)
+        await until(engine, started, lambda row: row.expanded)
+        await wait_until(lambda: submitted(engine, started.task_id), 10)
+    double.hold = False
+    async with engine_on(tmp_path) as engine:
+        engine.servers.__dict__["doubles"] = {"double-0": double}
+        await serving(engine)
+        row = await ended(engine, started)
+        assert (row.status, row.done, row.total) == ("COMPLETED", 6, 6)
+        assert sorted(double.submits) == sorted(set(double.submits))
+        assert len(double.submits) == 6
+
+
+async def submitted(engine: Engine, task_id: str) -> bool:
+    """Whether every running item's reference is stored."""
+    return all(item.ref is not None for item in await engine.database.read(ledger.running, task_id))
+
+
+async def test_outputs_land_beside_their_inputs_places_under_names_of_their_own(engine: Engine, tmp_path: Path) -> None:
+    """Two servers' words for files are only names; two inputs with one output get two; staging is gone after."""
+    double = Double()
+    double.outputs = {"../result.png": b"picture"}
+    servers = tuple(await serving(engine, double))
+    spec = await project(engine, tmp_path, ["a/x.txt", "a/y.txt", "z.txt"], servers=servers, output_root="out")
+    await ended(engine, started := await engine.tasks.batch_start(LOCAL, spec))
+    root = tmp_path / "files" / "out"
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == [
+        "a/result-2.png", "a/result.png", "result.png",
+    ]  # fmt: skip
+    assert not (root / ".mirrorflow").exists()
+    [output] = (await item_rows(engine, started))[0].outputs
+    assert output["size"] == len(b"picture")
+
+
+async def test_the_engines_own_nodes_do_a_batch(engine: Engine, tmp_path: Path) -> None:
+    """Without a server named, the project's own takes it; what the run's output names lands; the item says which
+    instance it was.
+    """
+    nodes = [{"id": "n", "type": "storage/file", "parameters": {"path": "{{ output_dir }}/{{ filename }}.copy"}}]
+    spec = await project(engine, tmp_path, ["a/x.txt", "y.txt"], nodes=nodes, output_root="out")
+    row = await ended(engine, started := await engine.tasks.batch_start(LOCAL, spec))
+    assert (row.status, row.done) == ("COMPLETED", 2), [item.error for item in await item_rows(engine, started)]
+    assert (tmp_path / "files/out/a/x.txt.copy").read_text() == "a/x.txt"
+    assert (tmp_path / "files/out/y.txt.copy").read_text() == "y.txt"
+    for item in await item_rows(engine, started):
+        assert item.instance_id.startswith("inst-")
+        assert [output["name"] for output in item.outputs] == [f"{item.relative.rpartition('/')[2]}.copy"]
+
+
+async def test_a_workflow_runs_as_a_task_and_gives_its_result(engine: Engine) -> None:
+    """Its output is the task's result; run again it is another execution."""
+    definition = document(
+        [{"id": "n", "type": "core/transform", "parameters": {"output": "{{ n + `1` }}"}}],
+        output_mapping={"sum": '$.nodes."n".output'},
+    )
+    definition["nodes"][0]["parameters"] = {"output": "{{ n }}"}
+    made = await engine.workflows.create(LOCAL, definition)
+    spec = RunSpec(type="workflow", workflow_id=made.workflow_id, input={"n": 41})
+    row = await ended(engine, started := await engine.tasks.create(LOCAL, spec))
+    assert (row.status, row.result, row.progress) == ("COMPLETED", {"sum": 41}, 1.0)
+    again = await engine.tasks.execute(LOCAL, started.task_id)
+    assert again.execution_id != started.execution_id
+    assert (await ended(engine, started)).status == "COMPLETED"
+    items = await item_rows(engine, started)
+    assert [item.attempts for item in items] == [2]
+
+
+async def test_a_node_runs_as_a_task(engine: Engine) -> None:
+    """Its output is the result, its failure the error; the workflow that is made for it is not listed."""
+    spec = RunSpec(type="core/transform", parameters={"output": {"x": 1}})
+    assert (await ended(engine, await engine.tasks.create(LOCAL, spec))).result == {"x": 1}
+    failing = RunSpec(type="storage/file", parameters={"path": "a", "source": "nowhere"})
+    row = await ended(engine, await engine.tasks.create(LOCAL, failing))
+    assert (row.status, row.error["code"]) == ("FAILED", "FILE_NOT_FOUND")
+    hidden = await engine.workflows.named(LOCAL, "task: core/transform")
+    assert hidden is not None
+    assert hidden.status == "HIDDEN"
+
+
+async def test_a_runner_reports_the_end_of_an_execution(engine: Engine) -> None:
+    """With the token that its server was given; once. What still ran there is told to stop."""
+    double = Double()
+    double.hold = True
+    [server] = await serving(engine, double)
+    spec = RunSpec(type="core/noop", server=server)
+    started = await engine.tasks.create(LOCAL, spec)
+    await double.has(1)
+    [work] = double.works.values()
+    assert work.callback is not None
+    token = work.callback["token"]
+    assert started.execution_id == work.callback["execution"]
+    with pytest.raises(Denied):
+        await engine.tasks.execution_status_set(LOCAL, started.execution_id, "wrong", TaskStatus.COMPLETED)
+    await engine.tasks.execution_status_set(
+        LOCAL, started.execution_id, token, TaskStatus.RUNNING, progress=0.5, message="half"
+    )
+    await engine.tasks.execution_status_set(LOCAL, started.execution_id, token, TaskStatus.COMPLETED, result={"n": 9})
+    row = await task_row(engine, started)
+    assert (row.status, row.result, row.done) == ("COMPLETED", {"n": 9}, 1)
+    with pytest.raises(Conflict):
+        await engine.tasks.execution_status_set(LOCAL, started.execution_id, token, TaskStatus.FAILED)
+
+    async def told() -> bool:
+        return bool(double.cancelled)
+
+    await wait_until(told, 10)
+    assert await statuses(engine, started) == {"": "COMPLETED"}
