@@ -67,7 +67,9 @@ Id = Annotated[str, typer.Argument(help="The task's id.")]
 def root(context: typer.Context) -> None:
     """Background work: batches, and runs of workflows and nodes."""
     if context.invoked_subcommand is None:
-        list_()
+        command: Any = context.command.get_command(context, "list")  # type: ignore[attr-defined]
+        with command.make_context("list", [], parent=context) as listing:
+            command.invoke(listing)
 
 
 @tasks.command("list")
