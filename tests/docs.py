@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.nodes import reference
 from engine.nodes.registry import Registry
-from flow import schemas, states
+from flow import schemas, servers, states
 from mirrorflow.settings import PREFIX, Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -23,9 +23,10 @@ def states_page() -> str:
         ("Instance", states.InstanceStatus, states.INSTANCE_TRANSITIONS, states.InstanceStatus.PENDING),
         ("Node execution", states.NodeStatus, states.NODE_TRANSITIONS, states.NodeStatus.PENDING),
         ("Workflow", states.WorkflowStatus, states.WORKFLOW_TRANSITIONS, states.WorkflowStatus.DRAFT),
+        ("Server", servers.ServerStatus, servers.SERVER_TRANSITIONS, servers.ServerStatus.OFFLINE),
     ]
     parts = [
-        "# States\n\nGenerated from `flow/states.py` by `make docs`. A step that isn't drawn here is refused, changes "
+        "# States\n\nGenerated from the tables in `flow/` by `make docs`. A step that isn't drawn here is refused, changes "
         "nothing, and reaches the client as `Conflict`.\n"
     ]
     for title, kind, table, first in machines:

@@ -1,8 +1,8 @@
 """Another Mirrorflow as a server: by its GraphQL, as any client would.
 
 The workflow is looked for there by name, and in it the very version: one with an equal definition. Where the other has
-none, it is imported if the token may write workflows (as a new workflow, or as a version beside the current one, which
-stays current), and else the work fails with WORKFLOW_MISSING.
+none, it is imported if the token may write workflows (as a new workflow whose triggers are off, or as a version beside
+the current one, which stays current), and else the work fails with WORKFLOW_MISSING.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ query($name: String!, $first: Int!, $after: String) { workflow(name: $name) {
 _REFUSAL = "... on ValidationFailed { problems { code pointer message } } ... on UserError { code message }"
 IMPORT = f"""
 mutation($input: WorkflowImportInput!) {{ workflowImport(input: $input) {{
-  __typename ... on WorkflowImportPayload {{ version {{ id }} }} {_REFUSAL} }} }}
+  __typename ... on WorkflowImportPayload {{ workflow {{ id }} version {{ id }} }} {_REFUSAL} }} }}
+"""
+DEACTIVATE = """
+mutation($input: WorkflowDeactivateInput!) { workflowDeactivate(input: $input) {
+  __typename ... on UserError { code message } } }
 """
 BESIDE = f"""
 mutation($input: WorkflowVersionCreateInput!) {{ workflowVersionCreate(input: $input) {{
@@ -263,6 +267,9 @@ class Mirrorflow:
         try:
             try:
                 payload = await self._mutate(IMPORT, {"definition": document, "changeNote": note})
+                if any(trigger.type not in ("manual", "api") for trigger in definition.triggers):
+                    # what starts by itself here must not start there too
+                    await self._mutate(DEACTIVATE, {"id": payload["workflow"]["id"]})
             except ServerFailed as error:
                 if error.failed.failure.code != "CONFLICT":
                     raise

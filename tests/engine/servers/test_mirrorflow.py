@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,24 @@ async def test_a_workflow_that_is_missing_is_imported(place: MirrorflowPlace) ->
     client = place.client()
     await asyncio.gather(*(client.submit(place.work(f"w{number}")) for number in range(5)))
     assert await versions_there(place) == ["1.0.0*"]
+
+
+async def test_triggers_of_an_imported_workflow_are_off(place: MirrorflowPlace) -> None:
+    """What starts by itself here does not start there too; work given there runs all the same."""
+    daily = DOCUMENT | {"triggers": [{"id": "daily", "type": "schedule", "config": {"cron": "0 6 * * *"}}]}
+    work = place.work("w1")
+    definition = (await place.engine.workflows.version(await updated(place, daily))).definition
+    ref = await place.client().submit(replace(work, definition=definition))
+    found = await place.runs_on.workflows.named(LOCAL, "decided")
+    assert found is not None
+    assert found.status == "INACTIVE"
+    await place.finish("w1", ref)
+    assert isinstance(await place.client().follow(ref, ignored), Done)
+
+
+async def updated(place: MirrorflowPlace, document: dict[str, Any]) -> str:
+    made = await place.engine.workflows.update(LOCAL, place.workflow_id, place.version_id, document)
+    return made.version_id or ""
 
 
 async def test_an_equal_version_is_used(place: MirrorflowPlace) -> None:
