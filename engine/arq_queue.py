@@ -36,7 +36,7 @@ from redis.exceptions import ResponseError
 from engine import clock
 from engine.queue import AGEING_S, NO_LABELS, LocalQueue
 from engine.queue_scripts import CLAIM, ENQUEUE, FINISH, RELEASE
-from engine.redis import LOST, Link, pool
+from engine.redis import LOST, Link, end, pool
 
 BATCH = 64  # ids claimed at once, and ids that wait here untaken
 FLUSH = 500  # jobs in one script
@@ -200,9 +200,7 @@ class ArqQueue:
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._tell()
@@ -278,7 +276,10 @@ class ArqQueue:
                 for start in range(0, len(jobs), FLUSH):
                     await self._finish(keys=[queue, bell(queue)], args=jobs[start : start + FLUSH])
         except BaseException:
-            self._keep(wakes)  # what was done is seen again when it is held no longer
+            self._keep(wakes)
+            for queue, jobs in finished.items():  # forgotten, they would be seen again: a nuisance, no harm
+                if len(self._finished.get(queue, ())) < KEPT:
+                    self.finish(queue, jobs)
             raise
 
     def _keep(self, wakes: dict[tuple[str, str, int], int]) -> None:

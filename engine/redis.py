@@ -7,6 +7,7 @@ it tries again by itself, says once that it is gone and once that it is back.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -63,6 +64,26 @@ class Link:
         if self._failures:
             self._failures = 0
             log.info(f"{self._part}.redis_back")
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel the tasks until all have ended.
+
+    Once is not enough: before Python 3.12 ``asyncio.wait_for``, with which redis-py sends, swallows a cancellation that
+    meets its end.
+    """
+    pending = set(tasks)
+    canceled = False
+    while pending:
+        for task in pending:
+            task.cancel()
+        try:
+            await asyncio.wait(pending, timeout=0.02)
+        except asyncio.CancelledError:  # ours: first theirs
+            canceled = True
+        pending = {task for task in pending if not task.done()}
+    if canceled:
+        raise asyncio.CancelledError
 
 
 def pool(url: str) -> ConnectionPool:
@@ -173,4 +194,4 @@ def _place(options: dict[str, Any]) -> str:
     return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
 
-__all__ = ["LOST", "Connection", "Link", "pool", "redis_check"]
+__all__ = ["LOST", "Connection", "Link", "end", "pool", "redis_check"]

@@ -45,21 +45,25 @@ class Streams:
             if status.completed_at is not None and cursor >= status.last_seq:
                 return
             behind = status.last_seq > cursor
-            ended = False
             while True:
                 while behind:
+                    ended = False
                     page = await self._database.read(store.events, instance_id, cursor, PAGE)
                     for recorded in page:
                         yield recorded
                         cursor = recorded.seq
                         ended = isinstance(recorded.event, _ENDS)
                     behind = len(page) == PAGE
-                if ended:  # an end that others follow is none: the failed run was let go on
-                    return
+                    if not page and await self._over(actor.project_id, instance_id, cursor):
+                        return
+                    if ended and not behind:  # an end that others follow is none: the failed run was let go on
+                        return
                 for recorded in await subscription.take():
-                    if recorded.seq <= cursor:
-                        if isinstance(recorded.event, _ENDS):  # a cursor beyond the end
-                            return
+                    if not isinstance(recorded, e.Recorded):
+                        behind = True
+                        break
+                    if recorded.seq <= cursor:  # told late or twice; or the cursor lies beyond the end
+                        behind |= isinstance(recorded.event, _ENDS)
                         continue
                     if recorded.seq > cursor + 1:
                         behind = True
@@ -71,6 +75,11 @@ class Streams:
                 if subscription.overflowed:
                     subscription.overflowed = False
                     behind = True
+
+    async def _over(self, project_id: str, instance_id: str, cursor: int) -> bool:
+        """Whether nothing can follow the cursor any more."""
+        status = await self._database.read(store.status, project_id, instance_id)
+        return status is None or (status.completed_at is not None and cursor >= status.last_seq)
 
     async def changes(self, actor: Actor, after: int | None = None) -> AsyncIterator[int]:
         """The project's newest change number, whenever it has grown; told at most ten times a second.
@@ -91,4 +100,4 @@ class Streams:
                     subscription.overflowed = False
                     newest = await self._database.read(changes.newest, actor.project_id)
                 else:
-                    newest = max(newest, *numbers)
+                    newest = max([newest, *(number for number in numbers if isinstance(number, int))])
