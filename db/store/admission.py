@@ -47,7 +47,8 @@ class Gate(StrEnum):
 class rank(ColumnElement[float]):
     """When a run is due in the order of all: its creation, earlier by its priority. The lowest comes first."""
 
-    inherit_cache = True
+    inherit_cache = False
+    _traverse_internals: Any = []  # one like another, so statements with it are compiled once
     type = Float()
 
 

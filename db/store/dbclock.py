@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from db.base import Instant
 
@@ -15,8 +16,10 @@ from db.base import Instant
 class db_now(ColumnElement[datetime]):
     """``db_now(15)``: the database's present instant, plus some seconds."""
 
-    inherit_cache = False
     type = Instant()
+    #: Statements with it are compiled once for each number of seconds: at each use it cost more than the statement.
+    inherit_cache = False
+    _traverse_internals: Any = [("plus_seconds", InternalTraversal.dp_plain_obj)]
 
     def __init__(self, plus_seconds: float = 0) -> None:
         self.plus_seconds = float(plus_seconds)
