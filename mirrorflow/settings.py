@@ -268,9 +268,9 @@ def effective(settings: Settings, flags: Mapping[str, Any]) -> list[Effective]:
 def unknown() -> list[str]:
     """Names in the environment that look like settings of ours and are none (a typing mistake, most likely).
 
-    MIRRORFLOW_URL belongs to the client commands and MIRRORFLOW_CI to the tests.
+    MIRRORFLOW_URL and _SERVER_TOKEN belong to the client commands and MIRRORFLOW_CI to the tests.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "URL", PREFIX + "CI"}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "URL", PREFIX + "SERVER_TOKEN", PREFIX + "CI"}
     return sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
 
 

@@ -26,8 +26,8 @@ def states_page() -> str:
         ("Server", servers.ServerStatus, servers.SERVER_TRANSITIONS, servers.ServerStatus.OFFLINE),
     ]
     parts = [
-        "# States\n\nGenerated from the tables in `flow/` by `make docs`. A step that isn't drawn here is refused, changes "
-        "nothing, and reaches the client as `Conflict`.\n"
+        "# States\n\nGenerated from the tables in `flow/` by `make docs`. A step that isn't drawn here is refused, "
+        "changes nothing, and reaches the client as `Conflict`.\n"
     ]
     for title, kind, table, first in machines:
         parts.append(f"\n## {title}\n\n{kind.__doc__}\n\n```mermaid\nstateDiagram-v2\n")
