@@ -23,11 +23,11 @@ from engine import clock
 from engine import workflow_rules as rules
 from engine.access import Actor, Permission
 from engine.definitions import Definitions, PinnedVersion, ReadDocument, read_document
-from flow import documents
+from flow import documents, older
 from flow.definition import MAX_NODES, TypeInfo
 from flow.errors import Conflict, Invalid, NotFound, Problem
 from flow.states import WORKFLOW_TRANSITIONS, WorkflowStatus, WorkflowStep, after
-from flow.versions import FIRST, Bump, SemVer, bump, kind_of_change
+from flow.versions import FIRST, Bump, SemVer, bump, first_number, kind_of_change
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -165,14 +165,17 @@ class Workflows:
         change_note: str | None = None,
     ) -> Changed:
         """A workflow from text (JSON or YAML) or values. Where its name exists, a Conflict or a new version of it;
-        nothing changes if that would equal the current one.
+        nothing changes if that would equal the current one. One of the older batch form keeps its number, and is
+        HIDDEN if it was.
         """
         read = await self._read(document)
         if status is not WorkflowStatus.DRAFT:
             read.require_valid()
         existing = await self.named(actor, read.name(""))
         if existing is None or on_conflict == "refuse":
-            return await self._create(actor, read, status, change_note, FIRST, None)
+            hidden = status is WorkflowStatus.ACTIVE and older.hidden(read.canonical)
+            begins = WorkflowStatus.HIDDEN if hidden else status
+            return await self._create(actor, read, begins, change_note, first_number(read.canonical), None)
         base = existing.current_version_id or ""
         return await self._new_version(actor, existing.id, base, read, kind=None, change_note=change_note)
 

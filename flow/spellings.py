@@ -11,15 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flow import comfyui, older
 from flow.controls import LOOP, MAX_LOOPS
-
-COMFYUI_TYPE = "comfyui/prompt"
 
 _NODE = {"node_id": "id", "node_type": "type"}
 _EDGE = {"from": "source", "to": "target"}
 _MANUAL = {"id": "manual", "type": "manual"}
-#: Keys of the batch form that a definition has too, and means the same by.
-_SHARED = ("name", "display_name", "description", "scenario", "parameters", "tags", "metadata")
 
 
 @dataclass(slots=True)
@@ -55,19 +52,10 @@ def _replaced(pointer: str, prefixes: Mapping[str, str]) -> str:
     return pointer
 
 
-def is_comfyui_graph(document: Any) -> bool:
-    """Whether this is ComfyUI's API format: every value is ``{"class_type": …, "inputs": …}``."""
-    return (
-        isinstance(document, dict)
-        and bool(document)
-        and all(isinstance(node, dict) and isinstance(node.get("class_type"), str) for node in document.values())
-    )
-
-
 def canonical(document: dict[str, Any]) -> Spelled:
     """The document in canonical keys; the given one is not changed."""
-    if is_comfyui_graph(document):
-        return _comfyui(document, {"name": "comfyui-graph"}, "")
+    if comfyui.is_graph(document):
+        return _comfyui({"workflow_config": document}, {"name": "comfyui-graph"}, "")
     if isinstance(document.get("workflow_config"), dict):
         return _batch(document)
     return _renamed(document, {})
@@ -75,10 +63,10 @@ def canonical(document: dict[str, Any]) -> Spelled:
 
 def _batch(document: Mapping[str, Any]) -> Spelled:
     config: dict[str, Any] = document["workflow_config"]
-    shared = {key: document[key] for key in _SHARED if document.get(key) is not None}
-    legacy = {key: value for key, value in document.items() if key not in _SHARED and key != "workflow_config"}
-    if is_comfyui_graph(config):
-        spelled = _comfyui(config, shared, "/workflow_config")
+    shared = {key: document[key] for key in older.SHARED if document.get(key) is not None}
+    legacy = {key: value for key, value in document.items() if key not in older.SHARED and key != "workflow_config"}
+    if comfyui.is_graph(config):
+        spelled = _comfyui(document, shared, "/workflow_config")
         moved, made = spelled.sections, spelled.made
         body = spelled.document
     else:
@@ -94,16 +82,32 @@ def _batch(document: Mapping[str, Any]) -> Spelled:
     if legacy:
         metadata = body.get("metadata")
         if metadata is None or isinstance(metadata, dict):
-            body["metadata"] = {**(metadata or {}), "legacy": legacy}
+            body["metadata"] = {**(metadata or {}), older.LEGACY: legacy}
     spelled = _renamed(body, moved)
     spelled.made = made
     return spelled
 
 
-def _comfyui(graph: Mapping[str, Any], around: Mapping[str, Any], pointer: str) -> Spelled:
-    node = {"id": "prompt", "type": COMFYUI_TYPE, "parameters": {"prompt": dict(graph)}}
-    document = {**around, "triggers": [dict(_MANUAL)], "nodes": [node]}
-    return Spelled(document, {"/nodes/0/parameters/prompt": pointer}, made={"/nodes": pointer, "/triggers": pointer})
+def _comfyui(document: Mapping[str, Any], around: Mapping[str, Any], pointer: str) -> Spelled:
+    """A workflow of one prompt. The older mappings become the node's where they can mean its graph; they are kept
+    as they were given in any case.
+    """
+    graph = document["workflow_config"]
+    parameters: dict[str, Any] = {"graph": dict(graph)}
+    sections = {"/nodes/0/parameters/graph": pointer}
+    mapping, outputs = document.get("input_mapping"), document.get("output_mapping")
+    if isinstance(mapping, dict) and mapping:
+        parameters["input_mapping"] = mapping
+        sections["/nodes/0/parameters/input_mapping"] = "/input_mapping"
+        if document.get("parameters"):
+            # What the mapping names may stand there.
+            parameters["defaults"] = "{{ parameters }}"
+    if isinstance(outputs, dict) and outputs and not comfyui.unknown_outputs(graph, outputs):
+        parameters["outputs"] = outputs
+        sections["/nodes/0/parameters/outputs"] = "/output_mapping"
+    node = {"id": "prompt", "type": comfyui.PROMPT, "parameters": parameters}
+    whole = {**around, "triggers": [dict(_MANUAL)], "nodes": [node]}
+    return Spelled(whole, sections, made={"/nodes": pointer, "/triggers": pointer})
 
 
 _SPELLINGS: tuple[tuple[str, dict[str, str]], ...] = (("nodes", _NODE), ("edges", _EDGE))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from flow import jsonschemas
+from flow import jsonschemas, older
 from flow.definition import Definition
 from flow.documents import export, export_part
 from flow.errors import Problem
@@ -66,6 +66,18 @@ class SemVer(msgspec.Struct, frozen=True):
 
 
 FIRST = SemVer(1, 0, 0)
+_MAX_NUMBER = 2**31 - 1
+
+
+def first_number(document: Mapping[str, Any]) -> SemVer:
+    """The number of a new workflow's first version: what the older batch form gave, if a version can have it."""
+    said = older.legacy(document).get("version")
+    try:
+        number = SemVer.parse(said) if isinstance(said, str) else FIRST
+    except ValueError:
+        return FIRST
+    whole = not number.prerelease and max(number.major, number.minor, number.patch) <= _MAX_NUMBER
+    return number if whole else FIRST
 
 
 class Bump(StrEnum):

@@ -11,7 +11,7 @@ from strawberry import field
 
 from db.store import keyset
 from flow import definition as d
-from flow import errors
+from flow import errors, older
 from flow.definition import Join, On
 from graph.nodes import Resources
 from graph.objects import Node, derived
@@ -243,12 +243,12 @@ class WorkflowVersion(Node):
         return cast(JSON, found)
 
     @derived(
-        "Older batch form: the workflow's own graph. Of an imported batch workflow as it was given, else "
-        "the definition."
+        "Older batch form: the workflow's own graph. Of an imported batch workflow what it gave, ComfyUI's graph "
+        "as it stood, else the definition."
     )
     async def workflow_config(self, info: Info) -> JSON:
         """Kept from an import, or derived."""
-        return cast(JSON, await _legacy(info, self.id, "workflow_config") or await _document(info, self.id))
+        return cast(JSON, older.field(await _document(info, self.id), "workflow_config"))
 
     @derived(
         "Older batch form: settings by node. Of an imported batch workflow as it was given, else each "
@@ -272,12 +272,7 @@ async def _document(info: Info, id: str) -> dict[str, Any]:
 
 async def _legacy(info: Info, id: str, key: str) -> Any:
     """What an import in the older form gave under this key, or else what the definition has there."""
-    document = await _document(info, id)
-    metadata = document.get("metadata")
-    legacy = metadata.get("legacy") if isinstance(metadata, dict) else None
-    if isinstance(legacy, dict) and key in legacy:
-        return legacy[key]
-    return document.get(key)
+    return older.field(await _document(info, id), key)
 
 
 def version(row: keyset.Record) -> WorkflowVersion:

@@ -310,7 +310,7 @@ def test_a_comfyui_graph_becomes_one_node() -> None:
     comfy = {**TYPES, "comfyui/prompt": TYPES["core/noop"]}
     found, problems = read(graph, comfy)
     assert found is not None
-    assert found.nodes == (Node("prompt", "comfyui/prompt", parameters={"prompt": graph}),)
+    assert found.nodes == (Node("prompt", "comfyui/prompt", parameters={"graph": graph}),)
     assert read(export(found), comfy) == (found, [])
     wrapped, _ = read({"name": "n", "workflow_config": graph, "status": "normal"}, comfy)
     assert wrapped is not None
