@@ -75,7 +75,7 @@ async def test_jobs_that_do_harm(cluster: Cluster, tmp_path: Path) -> None:
     codes = {
         await cluster.run(harm("hang", **slow)): {"NODE_TIMEOUT"},
         await cluster.run(harm("stubborn", **slow)): {"NODE_TIMEOUT"},
-        await cluster.run(harm("eat", resources={"memory": "200MB"})): {"OUT_OF_MEMORY"},
+        await cluster.run(harm("eat", resources={"memory": 200})): {"MEMORY_LIMIT"},
     }
     blocks = await cluster.run(harm("block"))
     await lines(tmp_path / "block", 1)
