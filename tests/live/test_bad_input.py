@@ -338,6 +338,7 @@ async def test_bad_socket_messages_close_the_socket_with_a_reason(server: Server
 
 
 REGISTER = f"mutation ($v: ServerRegisterInput!) {{ serverRegister(input: $v) {{ {PROBLEMS} }} }}"
+BATCH = f"mutation ($v: BatchStartInput!) {{ batchStart(input: $v) {{ {REFUSAL} }} }}"
 WRONG = [
     ("query ($v: ID!) { instance(id: $v) { id } }", {"a": 1}),
     ("query ($v: ID!) { instance(id: $v) { id } }", 1.5),
@@ -365,6 +366,16 @@ WRONG = [
     ("query ($v: [ID!]!) { nodes(ids: $v) { id } }", ["a"] * 5_000),
     ("query ($v: DefinitionInput!) { definitionValidate(definition: $v) { code } }", {}),
     ("query ($v: DefinitionInput!) { definitionValidate(definition: $v) { code } }", {"json": {}, "text": ""}),
+    ("query ($v: TaskWhere!) { tasks(where: $v) { totalCount } }", {"status": {"eq": "created"}}),
+    ("query ($v: TaskWhere!) { tasks(where: $v) { totalCount } }", {"createdAt": {"gte": "yesterday"}}),
+    ("query ($v: TaskOrder!) { tasks(orderBy: $v) { totalCount } }", "SIDEWAYS"),
+    ("query ($v: BatchInput!) { serverCheck(input: $v) { available } }", {"workflow": {"name": "a"}}),
+    ("query ($v: BatchInput!) { serverCheck(input: $v) { available } }", {"workflow": {}, "targetFolders": ["a"]}),
+    (BATCH, {"workflow": {"name": "a"}, "targetFolders": "a", "onItemError": "shrug"}),
+    (BATCH, {"workflow": {"name": "a"}, "targetFolders": [None]}),
+    (BATCH, {"workflow": {"name": "a"}, "targetFolders": ["a"], "timeout": "soon"}),
+    (BATCH, {"workflow": {"name": "a"}, "targetFolders": ["a"], "itemRetries": 1.5}),
+    (BATCH, {"workflow": {"name": "a"}, "targetFolders": ["a"], "servers": "a", "selectedServer": "b"}),
     (START.replace("$input:", "$v:").replace("$input)", "$v)"), {"workflow": {"id": "a", "name": "b"}}),
     (START.replace("$input:", "$v:").replace("$input)", "$v)"), {"workflow": {}}),
     (START.replace("$input:", "$v:").replace("$input)", "$v)"), {"workflow": {"id": "a"}, "wait": "soon"}),
@@ -404,6 +415,8 @@ QUERIES = {
     "instanceDiff": "query ($id: ID!) { it: instanceDiff(a: $id, b: $id) { __typename } }",
     "worker": "query ($id: ID!) { it: worker(id: $id) { id } }",
     "server": "query ($id: ID!) { it: server(id: $id) { id } }",
+    "task": "query ($id: ID!) { it: task(id: $id) { id } }",
+    "taskExecution": "query ($id: ID!) { it: taskExecution(id: $id) { id } }",
     "debugEvaluate": """
         query ($id: ID!) { it: debugEvaluate(instance: $id, expression: "a") { ... on UserError { code } } }
     """,
@@ -414,6 +427,7 @@ SUBSCRIPTIONS = {
     "instanceUpdated": "subscription ($id: ID!) { instanceUpdated(id: $id) { id } }",
     "nodeExecutionUpdated": "subscription ($id: ID!) { nodeExecutionUpdated(instance: $id) { id } }",
     "nodeLogs": 'subscription ($id: ID!) { nodeLogs(instance: $id, node: "a") { seq } }',
+    "taskUpdated": "subscription ($id: ID!) { taskUpdated(id: $id) { id } }",
     "serverUpdated": "subscription ($id: ID!) { serverUpdated(ids: [$id]) { id } }",
     "workerUpdated": "subscription ($id: ID!) { workerUpdated(ids: [$id]) { id } }",
 }
@@ -442,7 +456,14 @@ def mutations() -> dict[str, dict[str, Any]]:
 
 
 #: What mutations need besides ids; anything else that they need is a list.
-SAMPLES: dict[str, Any] = {"String": "a", "Boolean": True, "Int": 1, "JSON": None, "ServerStatus": "OFFLINE"}
+SAMPLES: dict[str, Any] = {
+    "String": "a",
+    "Boolean": True,
+    "Int": 1,
+    "JSON": None,
+    "ServerStatus": "OFFLINE",
+    "TaskStatus": "RUNNING",
+}
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN, ids=lambda text: text[:12])
@@ -510,7 +531,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page)[:40])
-@pytest.mark.parametrize("list_", ["instances", "workflows", "workers", "servers"])
+@pytest.mark.parametrize("list_", ["instances", "workflows", "workers", "servers", "tasks"])
 async def test_bad_pages_are_refused(server: Server, list_: str, page: dict[str, Any]) -> None:
     """Sizes out of range, both ends at once and cursors of nobody are refused by name."""
     query = (
@@ -538,6 +559,7 @@ async def test_a_cursor_of_another_list_is_refused(server: Server) -> None:
         "nodeExecutionUpdated(instance: $id, after: -1)",
         'nodeLogs(instance: $id, node: "a", after: -1)',
         "instanceChanges(after: -1)",
+        "tasksUpdated(after: -1)",
         "instanceChanges(first: 0)",
         "instanceChanges(first: 501)",
         f"workerUpdated(ids: {json.dumps(['x'] * 101)})",
