@@ -1,0 +1,96 @@
+"""Where outputs land: each once, under a name of its own, whoever died in between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.batch.outputs import OutputRefused, Staging, place
+
+
+def staged(root: Path, item: str, attempt: int = 1, **files: str) -> Staging:
+    """An attempt that left these files in its own folder."""
+    staging = Staging(root, item, attempt)
+    staging.make()
+    for name, content in files.items():
+        (staging.out / name.replace("_", ".")).write_text(content)
+    return staging
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every output, by its relative path."""
+    return {
+        str(path.relative_to(root)): path.read_text()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and ".mirrorflow" not in path.parts
+    }
+
+
+def test_outputs_land_in_the_inputs_relative_folder(tmp_path: Path) -> None:
+    """With the folders that the run made below its own."""
+    staging = staged(tmp_path, "item-1", a_jpg="x")
+    (staging.out / "thumbs").mkdir()
+    (staging.out / "thumbs" / "a.jpg").write_text("small")
+    (staging.fetched / "1-b.png").write_text("fetched")
+    placed = place(staging, "2024/旅行/in.raw")
+    assert tree(tmp_path) == {
+        "2024/旅行/a.jpg": "x", "2024/旅行/b.png": "fetched", "2024/旅行/thumbs/a.jpg": "small",
+    }  # fmt: skip
+    assert {Path(each.path).name: each.size for each in placed} == {"a.jpg": 5, "b.png": 7}
+    staging.discard()
+    assert not (tmp_path / ".mirrorflow").exists()
+
+
+def test_two_inputs_with_one_output_keep_both(tmp_path: Path) -> None:
+    """Nobody's file is overwritten: not another item's, not one that was there, not the same item's second one."""
+    (tmp_path / "a.jpg").write_text("was there")
+    place(staged(tmp_path, "item-1", a_jpg="one"), "x.png")
+    second = staged(tmp_path, "item-2", a_jpg="two")
+    (second.fetched / "1-a.jpg").write_text("three")
+    place(second, "y.png")
+    assert tree(tmp_path) == {"a.jpg": "was there", "a-2.jpg": "one", "a-3.jpg": "two", "a-4.jpg": "three"}
+
+
+def test_placing_again_changes_nothing(tmp_path: Path) -> None:
+    """A death between the rename and the ledger: whoever comes next finds the outputs in their places."""
+    staging = staged(tmp_path, "item-1", a_jpg="one", b_jpg="two")
+    (staging.fetched / "1-a.jpg").write_text("three")
+    first = place(staging, "x.png")
+    assert place(staging, "x.png") == first
+    assert tree(tmp_path) == {"a.jpg": "one", "a-2.jpg": "three", "b.jpg": "two"}
+
+
+def test_a_later_attempt_takes_the_place_of_one_that_nobody_was_told_of(tmp_path: Path) -> None:
+    """The first attempt died between its outputs and the ledger, and its server is gone: no second copy is left."""
+    place(staged(tmp_path, "item-1", 1, a_jpg="old"), "x.png")
+    later = staged(tmp_path, "item-1", 2, a_jpg="new")
+    place(later, "x.png")
+    assert tree(tmp_path) == {"a.jpg": "new"}
+    later.discard()
+    assert tree(tmp_path) == {"a.jpg": "new"}
+
+
+def test_an_output_does_not_follow_a_link_out(tmp_path: Path) -> None:
+    """A folder under the output root that is a link to elsewhere is refused; links among the outputs don't count."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    staging = staged(tmp_path / "out", "item-1", a_jpg="x")
+    with pytest.raises(OutputRefused):
+        place(staging, "sub/in.png")
+    (staging.out / "passwd").symlink_to("/etc/passwd")
+    assert [Path(each.path).name for each in place(staging, "in.png")] == ["a.jpg"]
+
+
+def test_where_there_are_no_hard_links_outputs_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems have none; names stay distinct."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    place(staged(tmp_path, "item-1", a_jpg="one"), "x.png")
+    place(staged(tmp_path, "item-2", a_jpg="two"), "y.png")
+    assert tree(tmp_path) == {"a.jpg": "one", "a-2.jpg": "two"}
