@@ -276,6 +276,11 @@ async def test_permissions_are_asked_for(engine: Engine, tmp_path: Path) -> None
             await call
 
 
+def no_encoding(folder: Path) -> None:
+    """A file whose name is no UTF-8."""
+    Path(os.fsdecode(os.fsencode(folder) + b"/bad-\xff.txt")).touch()
+
+
 async def test_files_that_can_not_be_read_fail_with_a_reason(engine: Engine, tmp_path: Path) -> None:
     """One that went away, one that became a link out of the roots, names in Chinese, with newlines, of 255 bytes and
     of no encoding: the batch goes on.
@@ -285,7 +290,7 @@ async def test_files_that_can_not_be_read_fail_with_a_reason(engine: Engine, tmp
     await serving(engine, double, batch_size=1)
     good = ["0.txt", "照片.txt", "two\nlines.txt", "长" * 83 + ".txt"]
     spec = await project(engine, tmp_path, [*good, "gone.txt", "link.txt"], servers=("double-0",), output_root="out")
-    Path(os.fsdecode(os.fsencode(tmp_path / "files/in") + b"/bad-\xff.txt")).touch()
+    no_encoding(tmp_path / "files/in")
     double.outputs = {"o.txt": b"x"}
     started = await engine.tasks.batch_start(LOCAL, spec)
     await double.has(1)
