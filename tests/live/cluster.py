@@ -17,7 +17,8 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -114,6 +115,8 @@ class Cluster:
         self._sizes = apis, tuple(workers)
         self._env = dict(env or {})
         self._turn = itertools.count()
+        #: Starts servers: they die with the thread that started them, so it must live as long as they.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         #: Runs that some test left open.
         self.given_up: set[str] = set()
 
@@ -141,6 +144,7 @@ class Cluster:
         for server in ("redis", "postgres"):
             if hasattr(self, server):
                 getattr(self, server).close()
+        self._starter.shutdown()
 
     async def _begin(self) -> None:
         await oracle.guard(self.url)
@@ -182,6 +186,10 @@ class Cluster:
         """The end of what each process said."""
         return "\n".join(f"--- {member.name}\n{member.output[-3000:]}" for member in self.members)
 
+    async def beside(self, work: Callable[[], None]) -> None:
+        """Stop or start a server, which takes a while."""
+        await asyncio.get_running_loop().run_in_executor(self._starter, work)
+
     async def revive(self) -> None:
         """All that was broken works again: servers, links, and every process is there and awake."""
         for member in self.members:
@@ -191,9 +199,9 @@ class Cluster:
                 link.forget()
                 link.heal()
         if not self.redis.running:
-            await asyncio.to_thread(self.redis.start)
+            await self.beside(self.redis.start)
         if not self.postgres.running:
-            await asyncio.to_thread(self.postgres.start)
+            await self.beside(self.postgres.start)
         dead = [member for member in self.members if not member.running]
         for member in dead:
             member.spawn()

@@ -10,8 +10,9 @@ import asyncio
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,13 @@ async def asleep(cluster: Cluster, member: Member, lasts_s: float) -> None:
 
 
 async def redis_killed(cluster: Cluster, member: Member, lasts_s: float) -> None:
-    await asyncio.to_thread(cluster.redis.kill)
+    await cluster.beside(cluster.redis.kill)
     await asyncio.sleep(lasts_s)
-    await asyncio.to_thread(cluster.redis.start)
+    await cluster.beside(cluster.redis.start)
 
 
 async def redis_flushed(cluster: Cluster, member: Member, lasts_s: float) -> None:
-    await asyncio.to_thread(cluster.redis.flush)
+    await cluster.beside(cluster.redis.flush)
 
 
 async def redis_hangs(cluster: Cluster, member: Member, lasts_s: float) -> None:
@@ -88,9 +89,9 @@ async def redis_hangs(cluster: Cluster, member: Member, lasts_s: float) -> None:
 
 
 async def postgresql_stopped(cluster: Cluster, member: Member, lasts_s: float) -> None:
-    await asyncio.to_thread(cluster.postgres.stop)
+    await cluster.beside(cluster.postgres.stop)
     await asyncio.sleep(lasts_s)
-    await asyncio.to_thread(cluster.postgres.start)
+    await cluster.beside(cluster.postgres.start)
 
 
 async def database_cut(cluster: Cluster, member: Member, lasts_s: float) -> None:
@@ -205,36 +206,61 @@ class Traffic:
                 await asyncio.sleep(0.2)
 
 
-@pytest.mark.soak
-async def test_random_faults_under_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever happens in whatever order: every run that was acknowledged ends COMPLETED, and the oracle holds."""
+@pytest.fixture
+def seed(capsys: pytest.CaptureFixture[str]) -> int:
+    """What everything random is drawn from; shown at once."""
     seed = int(os.environ.get("MIRRORFLOW_SOAK_SEED") or random.randrange(1_000_000))
-    seconds = float(os.environ.get("MIRRORFLOW_SOAK_SECONDS") or 120)
+    with capsys.disabled():
+        print(f"\nto repeat these faults: MIRRORFLOW_SOAK_SEED={seed} make soak")  # noqa: T201
+    return seed
+
+
+@pytest.fixture
+def soaked(tmp_path: Path, seed: int) -> Iterator[Cluster]:
+    """A cluster of the test's own."""
     with Cluster(tmp_path / "data", env=plugged(tmp_path / "plugin"), seed=seed) as cluster:
-        strikes = sequence(seed, seconds, [member.name for member in cluster.members])
-        with capsys.disabled():
-            print(f"\n{len(strikes)} faults; to repeat them: MIRRORFLOW_SOAK_SEED={seed} make soak")  # noqa: T201
-        traffic = Traffic(cluster)
-        await traffic.prepare()
-        going = asyncio.create_task(traffic.go_on())
-        approving = asyncio.create_task(control.approve_whatever_waits(cluster))
-        locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        async with asyncio.TaskGroup() as striking:
-            for strike in strikes:
-                print(strike)  # noqa: T201  (shown if the test fails)
-                striking.create_task(struck(cluster, strike, locks[strike.target]))
-                await asyncio.sleep(strike.pause_s)
-                assert not going.done(), going
-                died = [m.name for m in cluster.members if not m.running and not locks[m.name].locked()]
-                assert died == [], cluster.output
-        going.cancel()
-        await asyncio.gather(going, return_exceptions=True)
-        await cluster.revive()
-        print(cluster.output)  # noqa: T201
+        yield cluster
+        print(cluster.output)  # noqa: T201  (shown if the test fails)
+
+
+@pytest.mark.soak
+async def test_random_faults_under_load(soaked: Cluster, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever happens in whatever order: every run that was acknowledged ends COMPLETED, and the oracle holds."""
+    seconds = float(os.environ.get("MIRRORFLOW_SOAK_SECONDS") or 120)
+    strikes = sequence(seed, seconds, [member.name for member in soaked.members])
+    traffic = Traffic(soaked)
+    await traffic.prepare()
+    going = asyncio.create_task(traffic.go_on())
+    approving = asyncio.create_task(control.approve_whatever_waits(soaked))
+    try:
+        await strike_all(soaked, strikes, going)
+        await end(going)
+        await soaked.revive()
         await traffic.fans.complete(120)
-        assert Counter(await cluster.over(traffic.others, 120)) == {"COMPLETED": len(traffic.others)}
-        approving.cancel()
-        await asyncio.gather(approving, return_exceptions=True)
-        await cluster.settled(within=60)
-        with capsys.disabled():
-            print(f"{len(traffic.fans.ids) + len(traffic.others)} runs")  # noqa: T201
+        assert Counter(await soaked.over(traffic.others, 120)) == {"COMPLETED": len(traffic.others)}
+    finally:
+        await end(going, approving)
+    await soaked.settled(within=60)
+    with capsys.disabled():
+        print(f"{len(strikes)} faults, {len(traffic.fans.ids) + len(traffic.others)} runs")  # noqa: T201
+
+
+async def strike_all(cluster: Cluster, strikes: list[Strike], going: asyncio.Task[None]) -> None:
+    """Let every fault happen; fails if a process dies of something else, or the traffic stops."""
+    locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    async with asyncio.TaskGroup() as striking:
+        for strike in strikes:
+            print(f"{datetime.now(UTC):%H:%M:%S} {strike}")  # noqa: T201  (shown if the test fails)
+            striking.create_task(struck(cluster, strike, locks[strike.target]))
+            await asyncio.sleep(strike.pause_s)
+            if going.done():
+                going.result()
+            died = [m.name for m in cluster.members if not m.running and not locks[m.name].locked()]
+            assert died == []
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -26,12 +26,12 @@ async def test_redis_is_killed_and_comes_back_empty(cluster: Cluster) -> None:
     load = await Load(cluster, "redis").prepare()
     await load.add(10)
     adding = asyncio.create_task(load.add(15))
-    await asyncio.to_thread(cluster.redis.kill)
+    await cluster.beside(cluster.redis.kill)
     await adding
     await load.add(5)  # acknowledged while there is no Redis
-    await asyncio.to_thread(cluster.redis.start)
+    await cluster.beside(cluster.redis.start)
     adding = asyncio.create_task(load.add(15))
-    await asyncio.to_thread(cluster.redis.flush)
+    await cluster.beside(cluster.redis.flush)
     await adding
     await load.complete()
     await load.add(5)
@@ -45,13 +45,13 @@ async def test_postgresql_is_stopped_hard(cluster: Cluster) -> None:
     load = await Load(cluster, "postgresql").prepare()
     await load.add(10)
     adding = asyncio.create_task(load.add(15))
-    await asyncio.to_thread(cluster.postgres.stop)
+    await cluster.beside(cluster.postgres.stop)
     for api in cluster.apis:
         answer = await ask(api, COUNT)
         assert answer.code == "STORAGE_UNAVAILABLE", answer
         assert (await api.request("GET", "/health/live")).status_code == 200
         assert (await api.request("GET", "/health/ready")).status_code == 503
-    await asyncio.to_thread(cluster.postgres.start)
+    await cluster.beside(cluster.postgres.start)
     await adding
     await load.complete()
     assert alive(cluster) == before
