@@ -270,7 +270,8 @@ def unknown() -> list[str]:
 
     MIRRORFLOW_URL and _SERVER_TOKEN belong to the client commands and MIRRORFLOW_CI to the tests.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "URL", PREFIX + "SERVER_TOKEN", PREFIX + "CI"}
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {PREFIX + "URL", PREFIX + "SERVER_TOKEN", PREFIX + "CI"}
     return sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
 
 

@@ -136,9 +136,9 @@ async def _endless() -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def doubled() -> AsyncIterator[Double]:
+async def doubled(double: Double | None = None) -> AsyncIterator[Double]:
     """A double that listens; gone when the block ends."""
-    double = Double()
+    double = double or Double()
     async with served(double) as url:
         double.url = url
         try:

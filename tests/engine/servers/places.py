@@ -172,7 +172,7 @@ class LocalPlace(_Instances):
             engine.runner.surroundings,
             engine.storage_check,
         )[ServerType.LOCAL]
-        return make(_address(ServerType.LOCAL, "http://localhost"))
+        return make(address(ServerType.LOCAL, "http://localhost"))
 
 
 async def local(engine: Engine, folder: Path, stack: AsyncExitStack) -> Place:
@@ -197,7 +197,7 @@ class MirrorflowPlace(_Instances):
 
     def _client(self, url: str, token: str) -> ServerClient:
         around = self.engine.runner.surroundings
-        return Mirrorflow(_address(ServerType.MIRRORFLOW, url, token), around.outbound.server_client, around.files)
+        return Mirrorflow(address(ServerType.MIRRORFLOW, url, token), around.outbound.server_client, around.files)
 
     def faulty(self, fault: str) -> ServerClient:
         self.double.fault = fault
@@ -238,7 +238,7 @@ class HttpPlace(Place):
         self.clients: list[Http] = []
 
     def _client(self, url: str) -> ServerClient:
-        client = Http(_address(ServerType.HTTP, url), self.engine.runner.surroundings.outbound.server_client)
+        client = Http(address(ServerType.HTTP, url), self.engine.runner.surroundings.outbound.server_client)
         self.clients.append(client)
         return client
 
@@ -285,7 +285,8 @@ async def http(engine: Engine, folder: Path, stack: AsyncExitStack) -> HttpPlace
     return place
 
 
-def _address(kind: ServerType, url: str, token: str | None = None) -> ServerAddress:
+def address(kind: ServerType, url: str, token: str | None = None) -> ServerAddress:
+    """A server ``there``."""
     return ServerAddress("srv-1", LOCAL.project_id, "there", kind, url, 5, token)
 
 
