@@ -162,13 +162,9 @@ def _seams(settings: Settings, *, works: bool) -> tuple[Queue | None, Bus | None
     if settings.redis is None:
         return None, None
     from engine.arq_queue import ArqQueue
+    from engine.redis_bus import RedisBus
 
-    queue = ArqQueue(settings.redis, labels=frozenset(settings.labels), listen=works)
-    try:
-        from engine.redis_bus import RedisBus
-    except ModuleNotFoundError:  # lands within the hour
-        return queue, None
-    return queue, RedisBus(settings.redis)
+    return ArqQueue(settings.redis, labels=frozenset(settings.labels), listen=works), RedisBus(settings.redis)
 
 
 def checks(settings: Settings, engine: Engine) -> Checks:
