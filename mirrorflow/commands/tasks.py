@@ -57,19 +57,17 @@ ENDED = frozenset({"COMPLETED", "FAILED", "CANCELED"})
 Shown = dict[str, Any]
 
 tasks = typer.Typer(
-    help="Background work: batches, and runs of workflows and nodes. Without a command: list it.",
+    help="Background work: batches, and runs of workflows and nodes. Alone, it lists them.",
     rich_markup_mode=None,
 )
 Id = Annotated[str, typer.Argument(help="The task's id.")]
 
 
 @tasks.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    """Background work: batches, and runs of workflows and nodes."""
+def root(context: typer.Context, url: Url = None, token: Token = None, data_dir: DataDir = None) -> None:
+    """Background work: batches, and runs of workflows and nodes. Alone, it lists them."""
     if context.invoked_subcommand is None:
-        command: Any = context.command.get_command(context, "list")  # type: ignore[attr-defined]
-        with command.make_context("list", [], parent=context) as listing:
-            command.invoke(listing)
+        list_(first=20, status=None, type=None, url=url, token=token, data_dir=data_dir)
 
 
 @tasks.command("list")
@@ -259,7 +257,7 @@ async def _drawn(states: AsyncGenerator[Shown, None]) -> Shown | None:
                     completed=1.0 if last["status"] == "COMPLETED" else last["progress"],
                     status=last["status"],
                     counts=counts(last),
-                    note=printable(last["message"] or ""),
+                    note=_note(last),
                     refresh=True,
                 )
     return last
@@ -269,10 +267,15 @@ def line(task: Shown) -> str:
     """The task as one line of text."""
     from engine.clock import now
 
-    parts = [f"{now():%H:%M:%S}", task["status"], counts(task)]
-    if task["message"]:
-        parts.append(printable(task["message"]))
-    return "  ".join(parts)
+    return "  ".join(filter(None, (f"{now():%H:%M:%S}", task["status"], counts(task), _note(task))))
+
+
+def _note(task: Shown) -> str:
+    """What it says of itself, unless that is only its numbers again."""
+    from flow.batches import Counts, summary
+
+    told = summary(Counts(task["total"], task["done"], task["failed"], task["canceled"]))
+    return "" if not task["message"] or task["message"] == told else printable(task["message"])
 
 
 def counts(task: Shown) -> str:
@@ -348,8 +351,8 @@ def _described(task: Shown) -> list[str]:
         f"  {task['type']}{what} on {servers}, priority {task['priority']}",
         f"  {task['status']}  {counts(task)}",
     ]
-    if task["message"]:
-        lines.append(f"  {printable(task['message'])}")
+    if note := _note(task):
+        lines.append(f"  {note}")
     if task["error"]:
         lines.append(f"  {task['error']['code']}: {printable(task['error']['message'])}")
     lines += [f"  left out: {warning['count']} {warning['reason']}" for warning in task["warnings"]]
