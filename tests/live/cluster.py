@@ -87,6 +87,13 @@ class Member(Server):
         """SIGCONT."""
         self.send_signal(signal.SIGCONT)
 
+    async def come_back(self, within: float = 90.0) -> None:
+        """Start, and again if the start is refused, as an init system would."""
+        async with asyncio.timeout(within):
+            while not self.running:
+                with suppress(RuntimeError):
+                    await self.start(within)
+
     def clock_off_by(self, seconds: float) -> None:
         """Make the clock of the process wrong from now on; its handlers must be ``plugged``."""
         self._clock.write_text(str(seconds))
@@ -214,8 +221,7 @@ class Cluster:
         async def watch() -> None:
             while True:
                 for member in self.members:
-                    if not member.running:
-                        await member.start(60)
+                    await member.come_back()
                 await asyncio.sleep(0.1)
 
         watching = asyncio.create_task(watch())

@@ -237,6 +237,8 @@ class Server:
             ) from None
         if answer.get("errors"):
             raise QueryFailed(answer["errors"], self.output)
+        if "data" not in answer:  # a refusal from before GraphQL: whoever asks can't be told from anybody now
+            raise QueryFailed([answer], self.output)
         data: dict[str, Any] = answer["data"]
         return data
 

@@ -157,8 +157,8 @@ async def struck(cluster: Cluster, strike: Strike, lock: asyncio.Lock) -> None:
     member = next(member for member in cluster.members if member.name == strike.member)
     async with lock:
         await FAULTS[strike.fault](cluster, member, strike.lasts_s)
-        if strike.target == member.name and not member.running:
-            await member.start(90)
+        if strike.target == member.name:
+            await member.come_back()
 
 
 class Traffic:
