@@ -23,10 +23,11 @@ Start = Callable[..., Awaitable[str]]
 
 
 @asynccontextmanager
-async def engine_on(folder: Path, **options: Any) -> AsyncIterator[Engine]:
-    """A running engine on the SQLite database in this folder; stopped in order at the end."""
-    url = f"sqlite:///{folder / 'mirrorflow.db'}"
-    migrate.upgrade(url)
+async def engine_on(folder: Path, url: str | None = None, **options: Any) -> AsyncIterator[Engine]:
+    """A running engine on the SQLite database in this folder, or on that of ``url``; stopped in order at the end."""
+    if url is None:
+        url = f"sqlite:///{folder / 'mirrorflow.db'}"
+        migrate.upgrade(url)
     database = connect(url)
     registry = Registry.load()
     for kind in TEST_TYPES:

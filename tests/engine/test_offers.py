@@ -26,9 +26,10 @@ GPU = frozenset({"gpu"})
 
 
 class House:
-    """Workers that share a folder, its database, and a Redis."""
+    """Workers that share a folder, a database, and a Redis."""
 
-    def __init__(self, folder: Path, redis: RedisServer) -> None:
+    def __init__(self, folder: Path, url: str, redis: RedisServer) -> None:
+        self._url = url
         self._folder = folder
         self._redis = redis
         self._prefix = redis.prefix()
@@ -39,13 +40,15 @@ class House:
         mine = frozenset(labels)
         queue = ArqQueue(self._redis.url, prefix=self._prefix, labels=mine)
         bus = self._bus
-        async with engine_on(self._folder, alone=False, labels=mine, queue=queue, bus=bus, **options) as engine:
+        async with engine_on(
+            self._folder, self._url, alone=False, labels=mine, queue=queue, bus=bus, **options
+        ) as engine:
             yield engine
 
 
 @pytest.fixture
-def house(tmp_path: Path, redis_for_all: RedisServer) -> House:
-    return House(tmp_path, redis_for_all)
+def house(tmp_path: Path, postgres_url: str, redis_for_all: RedisServer) -> House:
+    return House(tmp_path, postgres_url, redis_for_all)
 
 
 def offered(id: str, type: str = "core/noop", **fields: Any) -> dict[str, Any]:
@@ -158,7 +161,7 @@ async def test_a_failed_attempt_is_offered_again_when_its_time_comes(house: Hous
     async with house.worker("gpu"), house.worker() as driver:
         id = await started(driver, document([flaky]))
         kinds = types(await history(driver, id))
-        assert kinds.count("node.scheduled a") == 3
+        assert kinds.count("node.scheduled a") == 3, kinds
         assert kinds.count("node.retrying a") == 2
         assert kinds[-1] == "instance.completed"
 
