@@ -241,9 +241,11 @@ class Attempts:
 
     async def _done(self, item: Taken, client: ServerClient, ref: str, done: Done) -> None:
         staging = self._plan.staging(item)
-        outputs = [fetching.told(file) for file in done.files]
         try:
-            if staging is not None:
+            if staging is None:
+                local = done.files if self._sharing.local(item.server_id) else ()
+                outputs = await fetching.lying(local, self._around.files.allows)
+            else:
                 there = await fetching.fetch(staging, client, ref, done.files)
                 placed = await asyncio.to_thread(place, staging, item.relative)
                 outputs = [*there, *(each.row() for each in placed)]
