@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.access import LOCAL, ROLES, Actor
+from tests.engine.conftest import document
+from tests.engine.nodes import gate
 from tests.graph.conftest import Asker
 from tests.graph.working import NAMES, files, finished, workflow
 
@@ -199,6 +201,34 @@ async def test_a_server_that_takes_nothing_is_told_with_its_reason(ask: Asker) -
     refused = await start(ask, servers=[id])
     assert (refused["reason"], refused["status"]) == ("NOT_ONLINE", "OFFLINE")
     assert (await ask("{ tasks { totalCount } }"))["tasks"]["totalCount"] == 0
+
+
+async def test_a_busy_server_names_what_it_works_on_until_it_is_released(ask: Asker) -> None:
+    """All places taken: BUSY, with the task; once that task has ended the server is available again."""
+    files(ask.engine, "a.txt", "b.txt")
+    entered, _ = gate("batch-busy")
+    held = document([{"id": "a", "type": "test/gate", "parameters": {"gate": "batch-busy"}}], name="held")
+    await workflow(ask.engine, held)
+    register = """
+        mutation ($input: ServerRegisterInput!) { serverRegister(input: $input) {
+          ... on UserError { message } ... on ServerRegisterPayload { server { id } } } }
+    """
+    given = {"name": "one", "url": "http://127.0.0.1:9", "type": "LOCAL", "batchSize": 1}
+    id = (await ask(register, input=given))["serverRegister"]["server"]["id"]
+    await ask(
+        "mutation ($id: ID!) { serverStatusSet(input: {id: $id, status: ONLINE}) { ... on UserError { message } } }",
+        id=id,
+    )
+    batch = {"workflow": {"name": "held"}, "targetFolders": ["pictures"], "selectedServer": "one"}
+    first = (await start(ask, **batch))["task"]["id"]
+    await entered.wait()
+    found = (await ask(CHECK, input=batch))["serverCheck"]
+    assert (found["available"], found["reason"], found["task"]) == (False, "BUSY", {"id": first})
+    refused = await start(ask, **batch)
+    assert (refused["reason"], refused["busyWith"]) == ("BUSY", {"id": first})
+    await ask("mutation ($id: ID!) { taskCancel(input: {id: $id}) { ... on UserError { message } } }", id=first)
+    assert (await finished(ask, first))["status"] == "CANCELED"
+    assert (await ask(CHECK, input=batch))["serverCheck"]["available"]
 
 
 async def test_a_check_knows_the_engine_itself_and_unknown_workflows(ask: Asker) -> None:
