@@ -24,6 +24,8 @@ def states_page() -> str:
         ("Node execution", states.NodeStatus, states.NODE_TRANSITIONS, states.NodeStatus.PENDING),
         ("Workflow", states.WorkflowStatus, states.WORKFLOW_TRANSITIONS, states.WorkflowStatus.DRAFT),
         ("Server", servers.ServerStatus, servers.SERVER_TRANSITIONS, servers.ServerStatus.OFFLINE),
+        ("Task", tasks.TaskStatus, tasks.TASK_TRANSITIONS, tasks.TaskStatus.PENDING),
+        ("Task item", tasks.TaskStatus, tasks.ITEM_TRANSITIONS, tasks.TaskStatus.PENDING),
     ]
     parts = [
         "# States\n\nGenerated from the tables in `flow/` by `make docs`. A step that isn't drawn here is refused, "
