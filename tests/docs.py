@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.nodes import reference
 from engine.nodes.registry import Registry
-from flow import schemas, servers, states
+from flow import schemas, servers, states, tasks
 from mirrorflow.settings import PREFIX, Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
