@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
-from flow import controlcheck, controls, cron, graphcheck, jsonschemas
+from flow import comfycheck, comfyui, controlcheck, controls, cron, graphcheck, jsonschemas
 from flow.controlcheck import check_condition, check_mapping
 from flow.definition import TRIGGER_TYPES, TypeInfo
 from flow.expressions import Expression, ExpressionError, compiled, expressions_in, templates
@@ -224,6 +224,8 @@ def _mentions(
     """What a node's expressions name; with a loop, also what its body names and doesn't have."""
     pointer = f"/nodes/{place}"
     found = [*_template_expressions(node, pointer, problems)]
+    if node.get("type") == comfyui.PROMPT and isinstance(node.get("parameters"), dict):
+        comfycheck.check(node["parameters"], f"{pointer}/parameters", problems)
     if node.get("type") in controls.PARAMETERS and isinstance(node.get("parameters", {}), dict):
         found += controlcheck.check(node["type"], node.get("parameters", {}), f"{pointer}/parameters", problems)
     for at, expression in found:

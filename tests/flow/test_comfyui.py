@@ -298,6 +298,33 @@ def test_an_output_mapping_of_another_kind_is_only_kept() -> None:
     assert older.field(document, "output_mapping") == {"pictures": "77.images"}
 
 
+@pytest.mark.parametrize(
+    ("more", "pointer", "code"),
+    [
+        ({"input_mapping": {"77.inputs.x": "a"}}, "/input_mapping/77.inputs.x", "BAD_MAPPING"),
+        ({"input_mapping": {"x": "a"}}, "/input_mapping/x", "BAD_MAPPING"),
+        ({"input_mapping": {"3.inputs.x": "$.["}}, "/input_mapping/3.inputs.x", "BAD_EXPRESSION"),
+        ({"inputs": {"3.x": 1}}, "/inputs/3.x", "BAD_MAPPING"),
+        ({"outputs": {"a": "77.images"}}, "/outputs/a", "BAD_MAPPING"),
+        ({"graph": {"nodes": [], "links": []}}, "/graph", "BAD_PARAMETERS"),
+        ({"keep": "nowhere"}, "/keep", "BAD_PARAMETERS"),
+    ],
+)
+def test_what_does_not_fit_the_graph_is_told_when_it_is_stored(more: dict[str, Any], pointer: str, code: str) -> None:
+    """With the place in the document; what only a template gives is left to the run."""
+    node = {"id": "a", "type": "comfyui/prompt", "parameters": {"graph": GRAPH, **more}}
+    document = {"name": "n", "triggers": [{"type": "manual"}], "nodes": [node]}
+    _, problems = read(document, ALL)
+    assert [(each.pointer, each.code) for each in problems] == [(f"/nodes/0/parameters{pointer}", code)]
+    templates = {
+        "graph": "{{ input.graph }}",
+        "inputs": {"3.inputs.x": "{{ input.x }}"},
+        "outputs": {"a": "{{ input.o }}"},
+    }
+    node["parameters"] = templates
+    assert read(document, ALL)[1] == []
+
+
 def test_problems_of_an_older_definition_point_into_it() -> None:
     """Not into the node that was made of it."""
     _, problems = read({**OLDER, "input_mapping": {"4.inputs.image": "{{ nope("}}, ALL)
