@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from flow import comfyanswers as answers
 from flow import comfyui, older, versions
 from flow.comfyui import MappingError, Place, Produced
 from flow.definition import Definition, TypeInfo
-from flow.documents import export, problem_lines, read
+from flow.documents import export, parse, problem_lines, read
 from flow.errors import Category
 from tests.flow.types import TYPES
 
@@ -335,3 +337,10 @@ def test_the_parameters_of_the_node_and_of_the_server_are_one() -> None:
     """What a batch reads is what the type declares."""
     assert _KIND is not None
     assert _KIND.parameters_type is Prompt
+
+
+def test_the_example_of_the_page_is_valid() -> None:
+    """As people copy it."""
+    text = (Path(__file__).parents[2] / "docs/comfyui.md").read_text()
+    [example] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert imported(parse(example, "yaml")).nodes[0].type == "comfyui/prompt"
