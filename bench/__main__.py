@@ -13,6 +13,7 @@ import asyncio
 import msgspec
 
 from bench.commits import project_rows
+from bench.expansion import batch_expansion
 from bench.report import machine, mode
 from bench.spread import SPREAD
 from bench.stands import embedded, measured_by
@@ -27,13 +28,16 @@ def main() -> None:
     """Run the workloads named, or all of the mode."""
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--distributed", action="store_true", help="PostgreSQL, Redis, a server and two workers")
-    known = [*WORKLOADS, *SPREAD, "C1"]
+    known = [*WORKLOADS, *SPREAD, "B1", "C1"]
     parser.add_argument("workload", nargs="*", choices=[*known, []], help=", ".join(known))
     given = parser.parse_args()
-    default = [*BOTH, *SPREAD, "C1"] if given.distributed else list(WORKLOADS)
+    default = [*BOTH, *SPREAD, "C1"] if given.distributed else [*WORKLOADS, "B1"]
     print(msgspec.json.encode(machine()).decode(), flush=True)
     for name in given.workload or default:
-        if name == "C1":
+        if name == "B1":
+            mode.set("embedded")
+            asyncio.run(batch_expansion())
+        elif name == "C1":
             mode.set("postgresql alone")
             asyncio.run(project_rows())
         elif name in SPREAD:

@@ -7,13 +7,17 @@ an engine that looks through the folders and writes to SQLite as a server does, 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
+from bench.report import line
 from db import migrate
 from db.session import connect
 from db.store import tasks as store
@@ -29,6 +33,18 @@ DEFINITION = {
     "triggers": [{"id": "m", "type": "manual"}],
     "nodes": [{"id": "n", "type": "core/noop"}],
 }
+
+
+async def batch_expansion() -> None:
+    """A million empty files (``BENCH_FILES``: so many), written down while nothing is handed out."""
+    files = int(os.environ.get("BENCH_FILES", "1000000"))
+    with tempfile.TemporaryDirectory(prefix="mirrorflow-bench-") as folder:
+        await asyncio.to_thread(make_tree, Path(folder) / "files" / "tree", files)
+        command = [sys.executable, "-m", "bench.expansion", str(files), folder]
+        done = await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.PIPE)
+    found = msgspec.json.decode(done.stdout)
+    line("B1", f"{files:,} files", [found["files_per_second"]], "1/s")
+    line("B1", "peak memory (RSS)", [found["peak_mb"]], "MB", idle_mb=round(found["idle_mb"], 1))
 
 
 def make_tree(folder: Path, files: int) -> None:
