@@ -260,7 +260,7 @@ class Cluster:
         *,
         key: str,
         through: Member | None = None,
-        within: float = 60.0,
+        within: float = 120.0,
         **more: Any,
     ) -> str:
         """Start a run, through any number of faults; its id, which was acknowledged."""

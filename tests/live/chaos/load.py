@@ -37,7 +37,11 @@ class Load:
         """Start so many more at once; their ids, each acknowledged."""
         keys = [f"{self.name}-{len(self.ids) + n}" for n in range(runs)]
         start = self.cluster.start
-        new = list(await asyncio.gather(*(start(self._workflow, {"n": 12 + n % 6}, key=k) for n, k in enumerate(keys))))
+        new = list(
+            await asyncio.gather(
+                *(start(self._workflow, {"n": 12 + n % 6}, key=k, within=120) for n, k in enumerate(keys))
+            )
+        )
         self.ids += new
         return new
 

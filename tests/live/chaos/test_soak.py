@@ -7,6 +7,7 @@ is on this machine, and the load is bounded: a few runs a second, and no more op
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections import Counter, defaultdict
@@ -186,16 +187,27 @@ class Traffic:
             self._workflows.append((await self.cluster.store(definition), input))
 
     async def go_on(self) -> None:
-        """A few runs a second; never more than ``OPEN`` at a time."""
-        number = 0
-        while True:
+        """A few runs a second of every kind; never more than ``OPEN`` at a time."""
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(self._fans())
             for workflow, input in self._workflows:
-                number += 1
-                self.others.append(await self.cluster.start(workflow, input, key=f"soak-{number}", within=120))
+                lanes.create_task(self._others(workflow, input))
+
+    async def _fans(self) -> None:
+        while True:
             await self.fans.add(3)
-            await asyncio.sleep(0.5)
-            while len(await self.open()) > OPEN:  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
+            await self._pause()
+
+    async def _others(self, workflow: str, input: Any) -> None:
+        for number in itertools.count():
+            key = f"{workflow}-{number}"
+            self.others.append(await self.cluster.start(workflow, input, key=key))
+            await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(0.5)
+        while len(await self.open()) > OPEN:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
 
     async def open(self) -> list[Any]:
         """Runs that have not ended."""
