@@ -1,7 +1,7 @@
 """A ComfyUI for tests: a real HTTP and websocket server that speaks its protocol, with faults that can be switched on.
 
-It runs small graphs of a few node classes (``CLASSES``). As a process of its own: ``python -m tests.comfyui_double``
-prints its address and serves until it is killed.
+It runs small graphs of a few node classes (``CLASSES``). As a process of its own:
+``python -m tests.comfyui_double [port]`` prints its address and serves until it is killed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import email.policy
 import json
 import re
 import socket
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -542,11 +543,11 @@ GRAPH: dict[str, Any] = {
 }
 
 
-async def _main() -> None:
-    async with served(ComfyUI()) as double:
+async def _main(port: int) -> None:
+    async with served(ComfyUI(), port) as double:
         print(double.url, flush=True)  # noqa: T201
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    asyncio.run(_main(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
