@@ -103,6 +103,7 @@ class Listener(Worker):
             except LOST as error:
                 if not await mended(self.pool, error, self._queues):
                     await asyncio.sleep(link.lost(error))
+                    await self.pool.connection_pool.disconnect(inuse_connections=False)
 
     async def _claim_from(self, room: int) -> int:
         found = 0
@@ -258,6 +259,8 @@ class ArqQueue:
             except LOST as error:
                 if not await mended(self._redis, error, self._names.values()):
                     await asyncio.sleep(self._link.lost(error))
+                    # Other idle connections died with it: each would be one more failure when Redis is back.
+                    await self._redis.connection_pool.disconnect(inuse_connections=False)
                 self._something.set()
 
     async def _tell(self) -> None:

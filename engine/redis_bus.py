@@ -132,6 +132,7 @@ class RedisBus:
                 self._link.back()
             except LOST as error:
                 await asyncio.sleep(self._link.lost(error))
+                await self._connections.disconnect(inuse_connections=False)
                 self._something.set()
 
     async def _tell(self) -> None:

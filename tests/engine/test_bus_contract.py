@@ -110,6 +110,18 @@ async def test_every_listener_hears_and_others_do_not(buses: Buses) -> None:
     assert buses.listener.listeners() == 0
 
 
+async def test_own_messages_are_heard_once(buses: Buses) -> None:
+    """Who tells and listens hears its own messages, each once."""
+    with await listening(buses, "t") as there, buses.teller.subscribe("t") as here:
+        await listening(Buses(buses.listener, buses.teller), "t")
+        await here.take()
+        here.overflowed = False
+        buses.teller.publish("t", [1])
+        assert (await heard(there, lambda messages: 1 in messages))[-1] == 1
+        buses.listener.publish("t", ["end"])
+        assert await heard(here, lambda messages: "end" in messages) == [1, "end"]
+
+
 async def test_wanted_while_somebody_listens(buses: Buses) -> None:
     """A topic with a listener is wanted wherever its messages are told."""
     with await listening(buses, "t"):

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 import structlog
 
-from engine import arq_queue
+from engine import arq_queue, redis
 from engine.arq_queue import BATCH, ArqQueue
 from engine.redis_bus import RedisBus
 from tests.redis import RedisServer
@@ -152,6 +152,21 @@ async def test_garbage_is_dropped_and_told(queues: Queues, redis_server: RedisSe
     assert told["jobs"] == len(texts) + 4
     assert len(worker) == 0
     assert redis_server.command("KEYS", "arq:*") == []
+
+
+async def test_a_bell_wakes_the_idle(
+    queues: Queues, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle worker sleeps until something was woken; it need not look by itself."""
+    monkeypatch.setattr(arq_queue, "BELL_S", 100)
+    monkeypatch.setattr(redis, "ANSWER_TIMEOUT_S", 200.0)
+    waker, worker = await queues(listen=False), await queues()
+    for number in range(3):
+        await until(lambda: b"blocked_clients:1" in redis_server.command("INFO", "clients"))
+        waker.wake(f"i{number}")
+        async with asyncio.timeout(PATIENCE_S):
+            await worker.filled()
+        assert worker.take(9) == [f"i{number}"]
 
 
 async def test_jobs_of_arq_itself_are_taken(queues: Queues, redis_server: RedisServer) -> None:
