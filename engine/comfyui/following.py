@@ -34,13 +34,17 @@ class Pace:
 
     first: float = 0.2
     slowest: float = 2.0
-    unknown: float = 5.0
+    unknown: float = 2.0
+
+
+PACE = Pace()
 
 
 async def follow(
-    comfy: ComfyUI, server: ServerAddress, id: str, report: Report, pace: Pace = Pace()
+    comfy: ComfyUI, server: ServerAddress, id: str, report: Report, pace: Pace | None = None
 ) -> answers.Succeeded | answers.Broken:
     """Wait for the end of a prompt. Raises ServerFailed where the server is lost."""
+    pace = pace or PACE
     tally = answers.Tally(id)
     stirred = asyncio.Event()
     patience = Patience()

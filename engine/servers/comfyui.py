@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 class Comfy:
     """The client of a server of type ``comfyui``."""
 
-    def __init__(self, server: ServerAddress, http: httpx.AsyncClient, pace: Pace = Pace()) -> None:
+    def __init__(self, server: ServerAddress, http: httpx.AsyncClient, pace: Pace | None = None) -> None:
         self._server = server
         self._comfy = ComfyUI(Wire(http, server))
         self._pace = pace
