@@ -1,7 +1,10 @@
 // The live list: a plain client of the published GraphQL schema.
 
-import { CSRF, signIn, signInByLink, signedIn, signOut } from "./session.js";
+import { ask, send } from "./ask.js";
+import { signIn, signInByLink, signedIn, signOut } from "./session.js";
 import { follow } from "./socket.js";
+import { background, tick } from "./tasks.js";
+import { ago, clock, length } from "./words.js";
 
 const MOST = 100; // runs on the page
 const FIRST = 50; // runs that it begins with: they and their nodes must fit the cost limit
@@ -67,17 +70,6 @@ const $ = (id) => document.getElementById(id);
 const runs = new Map(); // id → { run, row }
 let shown = "All";
 let after = null;
-
-async function ask(query, variables = {}) {
-  const answer = await fetch("/graphql", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "application/graphql-response+json", ...CSRF },
-    body: JSON.stringify({ query, variables }),
-  });
-  const { data, errors } = await answer.json();
-  if (errors) throw new Error(errors[0].message);
-  return data;
-}
 
 // ---- one run ----
 
@@ -154,22 +146,6 @@ function showTimes(run, row, now) {
   row.querySelector(".duration").textContent = run.startedAt ? length(end - new Date(run.startedAt)) : "waiting";
 }
 
-function length(ms) {
-  if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
-  const seconds = ms / 1000;
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const minutes = Math.floor(seconds / 60);
-  return minutes < 60 ? `${minutes} m ${Math.floor(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} m`;
-}
-
-function ago(ms) {
-  const seconds = Math.max(0, Math.round(ms / 1000));
-  if (seconds < 5) return "just now";
-  if (seconds < 60) return `${seconds} s ago`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  return seconds < 86400 ? `${Math.floor(seconds / 3600)} h ago` : `${Math.floor(seconds / 86400)} d ago`;
-}
-
 const PAUSES = { USER: "Somebody paused it", BREAKPOINT: "It is at a breakpoint", STEP: "It goes step by step" };
 
 function waitsFor(wait) {
@@ -182,28 +158,11 @@ function waitsFor(wait) {
   }
 }
 
-function clock(instant) {
-  const at = new Date(instant);
-  return at - Date.now() < 86_400_000 ? at.toLocaleTimeString() : at.toLocaleString();
-}
-
 function answer(id, path, approved) {
   const button = Object.assign(document.createElement("button"), { className: "quiet" });
   button.textContent = approved ? "Approve" : "Reject";
   button.addEventListener("click", () => send(button, ANSWER, { id, path, approved }));
   return button;
-}
-
-async function send(button, text, variables) {
-  button.disabled = true;
-  try {
-    const [{ message }] = Object.values(await ask(text, variables));
-    if (message) button.title = message;
-  } catch (error) {
-    button.title = error.message;
-  } finally {
-    button.disabled = false;
-  }
 }
 
 // ---- the whole list ----
@@ -268,7 +227,7 @@ function connection(state, words = state) {
   $("connection").textContent = words;
 }
 
-function live() {
+async function live() {
   $("live").hidden = false;
   $("sign-out").hidden = false;
   $("sign-out").addEventListener("click", async () => {
@@ -278,7 +237,7 @@ function live() {
   showFilters();
   const workflows = () => showWorkflows().catch((error) => connection("lost", error.message));
   workflows();
-  follow({
+  const changes = {
     query: RUNS,
     variables: () => ({ after }),
     next: (data) => {
@@ -286,15 +245,18 @@ function live() {
       take(data);
       if (data.instanceChanges.added.some(({ workflow }) => !names.has(workflow.name))) workflows();
     },
-    state: (state) => (state === "refused" ? location.reload() : connection(state, state === "lost" ? "reconnecting" : state)),
     refusal: ([error]) => {
       after = null; // an expired cursor: begin again from a snapshot
       connection("lost", error.message);
     },
-  });
+  };
+  follow([changes, ...(await background())], (state) =>
+    state === "refused" ? location.reload() : connection(state, state === "lost" ? "reconnecting" : state),
+  );
   setInterval(() => {
     const now = Date.now();
     for (const { run, row } of runs.values()) showTimes(run, row, now);
+    tick();
   }, 500);
 }
 

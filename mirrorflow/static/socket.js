@@ -1,14 +1,16 @@
-// The little of graphql-transport-ws that one page needs: one subscription that is taken up again when the line drops.
+// The little of graphql-transport-ws that one page needs: its subscriptions on one socket, taken up again when the line drops.
 
 const WAITS = [200, 500, 1000, 2000, 5000, 10000];
 
 /**
- * Follow a subscription for as long as the page is open.
- * `variables()` is asked at each (new) start, so that the stream resumes where it was.
- * `state` hears "live", "lost" and "refused" (signed out); `refusal` hears the errors of the operation itself.
+ * Follow subscriptions for as long as the page is open. Of each stream, `variables()` is asked at each (new) start, so
+ * that it resumes where it was; `refusal` hears the errors of the operation itself, after which it is tried again, or, if
+ * it is `optional`, left out.
+ * `state` hears "live", "lost" and "refused" (signed out).
  */
-export function follow({ query, variables, next, state, refusal }) {
+export function follow(streams, state) {
   let failures = 0;
+  const left = new Set();
   const start = () => {
     const address = new URL("/graphql", location.href);
     address.protocol = address.protocol.replace("http", "ws");
@@ -18,16 +20,23 @@ export function follow({ query, variables, next, state, refusal }) {
     socket.onopen = () => send({ type: "connection_init" });
     socket.onmessage = ({ data }) => {
       const message = JSON.parse(data);
+      const stream = streams[message.id];
       if (message.type === "connection_ack") {
-        send({ id: "1", type: "subscribe", payload: { query, variables: variables() } });
+        streams.forEach(({ query, variables }, id) => {
+          if (!left.has(id)) send({ id: String(id), type: "subscribe", payload: { query, variables: variables() } });
+        });
         state("live");
       } else if (message.type === "next") {
         failures = 0;
-        next(message.payload.data);
+        stream.next(message.payload.data);
       } else if (message.type === "error") {
-        refused = true;
-        refusal(message.payload);
-        socket.close(1000);
+        stream.refusal(message.payload);
+        if (stream.optional) {
+          left.add(Number(message.id));
+        } else {
+          refused = true;
+          socket.close(1000);
+        }
       } else if (message.type === "complete") {
         socket.close(1000);
       } else if (message.type === "ping") {

@@ -18,7 +18,7 @@ STARTERS = Path(__file__).parents[2] / "web" / "graphiql" / "starters.js"
 def texts(file: Path) -> list[str]:
     """The GraphQL documents in a script: its template literals, with the constants of the script put in."""
     source = file.read_text()
-    constants = dict(re.findall(r"^const (\w+) = (\d+);", source, re.MULTILINE))
+    constants = dict(re.findall(r"^const (\w+) = `?(\d+|fragment [^`]*)`?;", source, re.MULTILINE))
     found = re.findall(r"`([^`]*\b(?:query|mutation|subscription)\b[^`]*)`", source)
     return [re.sub(r"\$\{(\w+)\}", lambda match: constants[match[1]], text) for text in found]
 
@@ -28,7 +28,11 @@ def documents() -> Documents:
     return Documents(build_schema()._schema, Limits())
 
 
-@pytest.mark.parametrize(("file", "number"), [(STATIC / "live.js", 6), (STARTERS, 5)], ids=["live page", "GraphiQL"])
+@pytest.mark.parametrize(
+    ("file", "number"),
+    [(STATIC / "live.js", 6), (STATIC / "tasks.js", 6), (STARTERS, 5)],
+    ids=lambda value: str(getattr(value, "stem", value)),
+)
 def test_the_documents_of_the_pages_are_valid(documents: Documents, file: Path, number: int) -> None:
     """Every document is valid against the schema and affordable with its defaults."""
     found = texts(file)
