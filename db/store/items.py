@@ -16,6 +16,7 @@ from sqlalchemy import Connection, case, delete, func, or_, select, update
 
 from db.models import Server, TaskItem
 from db.store import bulk, changes
+from db.store import tasks as store
 from db.store.dbclock import db_now
 from db.store.keyset import Record
 from db.store.tasks import ITEMS, Hold, close, held, set_task
@@ -201,6 +202,15 @@ def submitted(
     held(connection, hold)
     values = {"ref": ref, "instance_id": instance_id, "sha256": sha256}
     connection.execute(update(TaskItem).where(TaskItem.id == item_id, TaskItem.status == "RUNNING").values(**values))
+
+
+def note(connection: Connection, /, hold: Hold, shares: Mapping[str, float], at: datetime, **values: Any) -> int:
+    """How far the task is (``db.store.tasks.note``), and each of its running items; the change number."""
+    seq = store.note(connection, hold, at, **values)
+    for id, share in shares.items():
+        running = update(TaskItem).where(TaskItem.id == id, TaskItem.status == "RUNNING")
+        connection.execute(running.values(progress=share))
+    return seq
 
 
 def finish(

@@ -13,6 +13,7 @@ import msgspec
 
 from db.session import Database
 from db.store.servers import StoredServer
+from engine import clock
 from engine.access import ROLES, Actor
 from engine.batch.expansion import Chunk, FoundFile, walk_of
 from engine.definitions import PinnedVersion
@@ -32,8 +33,8 @@ from flow.versions import input_problems
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-#: A dry run gives up counting after so many files.
-MOST_PLANNED = 1_000_000
+#: A dry run gives up counting after this time: somebody waits for the answer.
+PLAN_S = 4.0
 MAX_MESSAGE = 10_000  # characters of a runner's report
 
 
@@ -232,7 +233,8 @@ class Asking:
         """Count what the folders hold, without keeping it."""
         pieces = walk_of(spec, self._files.allows).chunks()
         files, size, shown, warnings = 0, 0, list[FoundFile](), Counter[str]()
-        while files < MOST_PLANNED:
+        until = clock.monotonic() + PLAN_S
+        while clock.monotonic() < until:
             chunk: Chunk | None = await asyncio.to_thread(next, pieces, None)
             if chunk is None:
                 return Planned(files, size, tuple(shown), dict(warnings), more=False)

@@ -24,7 +24,7 @@ from db.store import items as ledger
 from db.store import tasks as store
 from db.store.items import Taken
 from db.store.tasks import Hold
-from engine import clock
+from engine import clock, output
 from engine.batch import fetching
 from engine.batch.outputs import OutputRefused, place, sha256_of
 from engine.batch.plan import Plan
@@ -32,18 +32,21 @@ from engine.batch.sharing import Sharing
 from engine.bus import Bus
 from engine.definitions import PinnedVersion
 from engine.files import Files
-from engine.output import MAX_INLINE
+from engine.nodes.contract import plain_text
 from engine.servers.contract import Done, Failed, ServerClient, ServerFailed
 from engine.servers.health import Unusable
 from engine.servers.servers import Servers
 from flow import batches
 from flow.errors import Category, Failure, NotFound, StorageUnavailable
+from flow.parsing import check_values
+from flow.problems import Problems
 from flow.tasks import TaskStatus
 
 #: How long an item that is cancelled may take to stop.
 CANCEL_S = 30.0
 #: Wait after the database could not be asked.
 PAUSE_S = 1.0
+MAX_DETAILS = 16 * 1024  # bytes of JSON of a failure
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +93,9 @@ class Attempts:
         return len(self._under_way)
 
     @property
-    def share(self) -> float:
-        """The sum of how far each of them is, from 0 to 1."""
-        return sum(self._shares.values())
+    def shares(self) -> dict[str, float]:
+        """How far each of them is, from 0 to 1, by id, of those that say so."""
+        return dict(self._shares)
 
     def on(self, server_id: str | None) -> int:
         """How many of them are on that server."""
@@ -236,12 +239,12 @@ class Attempts:
         if share is not None:
             self._shares[item.id] = min(1.0, max(0.0, share))
         if said and self._plan.batch is None:
-            self.message = said[:1_000]
-        self._changed.set()
+            self.message = plain_text(said, 1_000)
 
     async def _done(self, item: Taken, client: ServerClient, ref: str, done: Done) -> None:
         staging = self._plan.staging(item)
         try:
+            result = _bounded(done.output)
             if staging is None:
                 local = done.files if self._sharing.local(item.server_id) else ()
                 outputs = await fetching.lying(local, self._around.files.allows)
@@ -258,10 +261,13 @@ class Attempts:
         except OSError as error:
             await self._failed(item, Failed(_not_written(error)), submitted=True)
             return
-        await self._finish(item, TaskStatus.COMPLETED, outputs=outputs, result=_bounded(done.output))
+        except output.OutputRefused as error:
+            await self._failed(item, Failed(error.failure), submitted=True)
+            return
+        await self._finish(item, TaskStatus.COMPLETED, outputs=outputs, result=result)
 
     async def _failed(self, item: Taken, failed: Failed, *, submitted: bool) -> None:
-        failure = failed.failure
+        failure = _storable(failed.failure)
         if failed.server_lost:
             self._sharing.lost(item.server_id)
         if self._cancelling or (failure.category is Category.CANCELED and not failed.server_lost):
@@ -323,7 +329,18 @@ def _not_written(error: OSError) -> Failure:
     return _failure("OUTPUT_NOT_WRITTEN", message, Category.RESOURCE)
 
 
-def _bounded(output: Any) -> Any:
-    """The run's output, or only how large it is."""
-    size = len(msgspec.json.encode(output))
-    return output if size <= MAX_INLINE else {"truncated": True, "bytes": size}
+def _storable(failure: Failure) -> Failure:
+    """The failure in text that any database takes, whatever a server says."""
+    details = failure.details
+    problems = Problems()
+    check_values(details, problems)
+    if problems or len(msgspec.json.encode(details)) > MAX_DETAILS:
+        details = {}
+    code, message = plain_text(failure.code, 100), plain_text(failure.message, 2_000)
+    return msgspec.structs.replace(failure, code=code, message=message, details=details, traceback=None)
+
+
+def _bounded(given: Any) -> Any:
+    """The run's output, or only how large it is. Raises OutputRefused for what is no JSON."""
+    plain, text = output.encoded(given)
+    return plain if len(text) <= output.MAX_INLINE else {"truncated": True, "bytes": len(text)}

@@ -25,6 +25,14 @@ _CHUNK = 1 << 20
 _MOST_NAMES = 100_000
 
 
+def staged(root: Path) -> list[str]:
+    """The ids of the items that have staging under this output root."""
+    try:
+        return sorted(os.listdir(root / STAGING))
+    except FileNotFoundError:
+        return []
+
+
 class OutputRefused(Exception):
     """An output can't be kept; ``code`` and the message say why."""
 
@@ -71,8 +79,14 @@ class Staging:
 
     def make(self) -> None:
         """Both folders are there, and can be written by the run."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.fetched.mkdir(parents=True, exist_ok=True)
+        for folder in (self.out, self.fetched):
+            for again in (True, True, False):
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    break
+                except FileNotFoundError:  # the last other item has just removed the folder of all
+                    if not again:
+                        raise
 
     def discard(self) -> None:
         """Remove the staging of all attempts; the last one out removes the folder of all items."""
@@ -110,7 +124,12 @@ def _left(staging: Staging) -> Iterator[tuple[Path, str]]:
                     if numbered:  # "<number>-<name>", numbered since two may have one name
                         yield path, said.name.partition("-")[2]
                     else:
-                        yield path, str(Path(*said.parts[:-1], batches.fitted(said.name, "")))
+                        yield path, str(Path(*map(_utf8, said.parts)))
+
+
+def _utf8(name: str) -> str:
+    """The name in UTF-8, whatever bytes it has on the disk."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _inodes(staging: Staging) -> set[tuple[int, int]]:

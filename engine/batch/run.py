@@ -23,6 +23,7 @@ from db.store.tasks import Hold
 from engine import clock
 from engine.batch.attempts import CANCEL_S, Attempts, Surroundings
 from engine.batch.expansion import Chunk, FoundFile, walk_of
+from engine.batch.outputs import Staging, staged
 from engine.batch.plan import Plan, plan
 from engine.batch.sharing import Sharing
 from flow import batches
@@ -34,6 +35,7 @@ from flow.tasks import WORKFLOW, BatchSpec, TaskStatus, TaskStep
 NOTE_S = 0.25
 #: Servers, and what people ask for, are looked at again at least this often.
 LOOK_S = 1.0
+PIECE = 500  # items that are looked up at once
 
 FULL = "Waits for a free place: its servers work on other tasks."
 
@@ -141,22 +143,26 @@ class TaskRun:
         """Give items to every server with a free slot; when to look again, in seconds, or None if none waits."""
         if not self._attempts.waiting:
             return None
+        usable = self._sharing.usable()
+        free = [(id, slots, slots - self._attempts.on(id)) for id, slots in usable if self._attempts.on(id) < slots]
+        if usable and not free:
+            return LOOK_S
         self._attempts.waiting = False  # before the question: whatever comes after it sets it again
         waiting = await self._database.read(ledger.waiting, self._hold.task_id)
         if not waiting.items:
+            self._message = None
             return None
         self._attempts.waiting = True
-        usable = self._sharing.usable()
+        if waiting.in_s > 0:
+            return max(0.01, waiting.in_s)
         if not usable:
             self._message = self._sharing.waits()
             return LOOK_S
-        for server_id, slots in usable if waiting.in_s <= 0 else ():
-            if free := slots - self._attempts.on(server_id):
-                taken = await self._database.write(ledger.take, self._hold, server_id, slots, free, clock.now())
-                for item in taken:
-                    self._attempts.begin(item)
-        self._message = FULL if not self._attempts and waiting.in_s <= 0 else None
-        return max(0.01, waiting.in_s) if waiting.in_s > 0 else LOOK_S
+        for id, slots, most in free:
+            for item in await self._database.write(ledger.take, self._hold, id, slots, most, clock.now()):
+                self._attempts.begin(item)
+        self._message = None if self._attempts else FULL
+        return LOOK_S
 
     async def _change(self, within_s: float) -> None:
         """Wait until something changes, at most so long."""
@@ -209,7 +215,19 @@ class TaskRun:
         if self._stop is not None or self._attempts.stopped:
             while await self._database.write(ledger.cancel_pending, self._hold, clock.now()):
                 pass
+        await self._tidy()
         await self._end()
+
+    async def _tidy(self) -> None:
+        """Remove the staging of items that ended when somebody died before they could."""
+        root = self._plan.output_root
+        left = [] if root is None else await asyncio.to_thread(staged, root)
+        for start in range(0, len(left), PIECE):
+            ids = left[start : start + PIECE]
+            rows = await self._database.read(store.items, self._hold.project_id, ids)
+            for id in ids:
+                if root is not None and id in rows and rows[id].task_id == self._hold.task_id:
+                    await asyncio.to_thread(Staging(root, id, 0).discard)
 
     async def _end(self) -> None:
         row = await self._row()
@@ -264,7 +282,8 @@ class TaskRun:
         row = await self._row()
         counts = _counts(row)
         self._pace.note(at, counts.ended)
-        share = batches.progress(counts, row.expanded, self._attempts.share)
+        shares = self._attempts.shares
+        share = batches.progress(counts, row.expanded, sum(shares.values()))
         own = batches.summary(counts) if self._plan.batch is not None else row.message
         message = self._message or self._attempts.message or own
         seen = (counts, row.expanded, round(share, 4), message)
@@ -274,7 +293,7 @@ class TaskRun:
         left = self._pace.left_s(counts) if row.expanded else None
         eta = None if left is None or left > batches.LONGEST.total_seconds() else clock.now() + timedelta(seconds=left)
         values = {"progress": share, "message": message, "rate": self._pace.rate(), "eta_at": eta}
-        self._tell(await self._database.write(store.note, self._hold, clock.now(), **values))
+        self._tell(await self._database.write(ledger.note, self._hold, shares, clock.now(), **values))
 
     def _tell(self, change_seq: int) -> None:
         bus, project_id, task_id = self._around.bus, self._hold.project_id, self._hold.task_id

@@ -73,7 +73,8 @@ def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
     for path in folder.rglob("*"):
         if path.is_file():
             with Image.open(path) as image:
-                found[str(path.relative_to(folder))] = image.convert("RGB").resize((1, 1)).getpixel((0, 0))
+                red, green, blue = image.convert("RGB").resize((1, 1)).tobytes()
+                found[str(path.relative_to(folder))] = (red, green, blue)
     return found
 
 

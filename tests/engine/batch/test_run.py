@@ -186,6 +186,19 @@ async def submitted(engine: Engine, task_id: str) -> bool:
     return all(item.ref is not None for item in await engine.database.read(ledger.running, task_id))
 
 
+async def test_what_a_dead_engine_left_of_its_staging_is_removed(engine: Engine, tmp_path: Path) -> None:
+    """It died between the ledger and the tidying up: the next end of the task removes it, and nothing of others'."""
+    servers = tuple(await serving(engine, Double()))
+    spec = await project(engine, tmp_path, names(2), servers=servers, output_root="out")
+    await ended(engine, started := await engine.tasks.batch_start(LOCAL, spec))
+    root = tmp_path / "files" / "out" / ".mirrorflow"
+    for id in ((await item_rows(engine, started))[0].id, "item-of-somebody-else"):
+        (root / id / "1" / "fetched").mkdir(parents=True)
+    await engine.tasks.execute(LOCAL, started.task_id)
+    await ended(engine, started)
+    assert [path.name for path in root.iterdir()] == ["item-of-somebody-else"]
+
+
 async def test_outputs_land_beside_their_inputs_places_under_names_of_their_own(engine: Engine, tmp_path: Path) -> None:
     """Two servers' words for files are only names; two inputs with one output get two; staging is gone after."""
     double = Double()
@@ -258,17 +271,16 @@ async def test_a_runner_reports_the_end_of_an_execution(engine: Engine) -> None:
     [work] = double.works.values()
     assert work.callback is not None
     token = work.callback["token"]
-    assert started.execution_id == work.callback["execution"]
+    execution = work.callback["execution"]
+    assert started.execution_id == execution
     with pytest.raises(Denied):
-        await engine.tasks.execution_status_set(LOCAL, started.execution_id, "wrong", TaskStatus.COMPLETED)
-    await engine.tasks.execution_status_set(
-        LOCAL, started.execution_id, token, TaskStatus.RUNNING, progress=0.5, message="half"
-    )
-    await engine.tasks.execution_status_set(LOCAL, started.execution_id, token, TaskStatus.COMPLETED, result={"n": 9})
+        await engine.tasks.execution_status_set(LOCAL, execution, "wrong", TaskStatus.COMPLETED)
+    await engine.tasks.execution_status_set(LOCAL, execution, token, TaskStatus.RUNNING, progress=0.5, message="half")
+    await engine.tasks.execution_status_set(LOCAL, execution, token, TaskStatus.COMPLETED, result={"n": 9})
     row = await task_row(engine, started)
     assert (row.status, row.result, row.done) == ("COMPLETED", {"n": 9}, 1)
     with pytest.raises(Conflict):
-        await engine.tasks.execution_status_set(LOCAL, started.execution_id, token, TaskStatus.FAILED)
+        await engine.tasks.execution_status_set(LOCAL, execution, token, TaskStatus.FAILED)
 
     async def told() -> bool:
         return bool(double.cancelled)
