@@ -42,7 +42,11 @@ _BY_WORDS = [
     (r"readonly|read-only", "The database file is read-only. Make it and its folder writable."),
     (r"no such table|does not exist", "The database has no Mirrorflow tables. Run `mirrorflow db upgrade`."),
     (r"name or service not known|name resolution|nodename", "The name of the database server is not known here."),
-    (r"connect|refused|closed|terminat|shut", "The database server can't be reached. Nothing was stored; try again."),
+    (
+        r"connect|refused|closed|terminat|shut",
+        "The connection to the database server failed. If something was being stored, it is unknown whether it was: look, "
+        "or try again (a start with the same idempotencyKey is safe).",
+    ),
 ]
 
 

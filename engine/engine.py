@@ -34,16 +34,13 @@ from flow.definition import MAX_NODES
 class Engine:
     """Everything that runs workflows, in one process, on one database.
 
-        ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
-        that what a dead predecessor held is taken over at once and not when its leases run out.
-    <<<<<<< HEAD
-        Without a ``queue`` and a ``bus`` they are this process's own; several processes on one database need such as they
-        share. ``works`` False: it starts, shows and controls runs, and leaves it to others to drive them. ``labels`` and
-        ``gpus`` are what nodes may ask a worker for.
-    =======
-        ``seal`` encrypts what must be kept secret; without it the key lies beside the artifacts.
-    >>>>>>> main
-        ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
+    ``alone`` says that no other process works on this database (the embedded mode holds a lock on its data folder), so
+    that what a dead predecessor held is taken over at once and not when its leases run out.
+    Without a ``queue`` and a ``bus`` they are this process's own; several processes on one database need such as they
+    share. ``works`` False: it starts, shows and controls runs, and leaves it to others to drive them. ``labels`` and
+    ``gpus`` are what nodes may ask a worker for. ``seal`` encrypts what must be kept secret; without it the key lies
+    beside the artifacts.
+    ``observe_commit(entries, seconds)`` and ``observe_node(type, seconds)`` are told what is worth measuring.
     """
 
     def __init__(

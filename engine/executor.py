@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from sqlalchemy import Connection
 
 from db.session import Database
 from db.store import admission, leases
@@ -71,6 +72,27 @@ class Prepared:
     graph: Graph
     workflow_id: str
     workflow_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a claim needs to go on: the histories of the claimed instances, and their letters."""
+
+    claims: list[Claim]
+    histories: dict[str, list[e.Recorded]]
+    letters: dict[str, list[Letter]]
+
+
+def _claimed(connection: Connection, worker: str, ids: Sequence[str], lease_s: float, suspects: bool) -> Found:
+    """Claim and read in one transaction: on another host's database each of them would be a round trip or three."""
+    return _read(connection, leases.claim(connection, worker, ids, lease_s, suspects=suspects))
+
+
+def _read(connection: Connection, claims: Sequence[Claim]) -> Found:
+    ids = [claim.instance_id for claim in claims]
+    if not ids:
+        return Found([], {}, {})
+    return Found(list(claims), store.histories(connection, ids), store.inbox(connection, ids))
 
 
 class Executor:
@@ -265,20 +287,37 @@ class Executor:
                 await asyncio.sleep(1.0)
 
     async def _claim(self, ids: Sequence[str], *, suspects: bool = False) -> list[Claim]:
+        if self._database.dialect != "sqlite":  # whose one writer has more urgent things to do than to read
+            try:
+                found = await self._database.write(_claimed, self.worker, ids, self.lease_s, suspects)
+            except StorageUnavailable:
+                raise
+            except Exception:
+                log.warning("executor.unreadable", instances=ids)  # by itself, below, it spoils nobody else's
+            else:
+                self._hold(found.claims)
+                self._begin(found)
+                return found.claims
         claims = await self._database.write(leases.claim, self.worker, ids, self.lease_s, suspects=suspects)
-        if not claims:
-            return []
+        self._hold(claims)
+        if claims:
+            await self._take_up(claims)
+        return claims
+
+    def _hold(self, claims: Sequence[Claim]) -> None:
         self._fences.update({claim.instance_id: claim.fence for claim in claims})
         self._check_space()
-        await self._take_up(claims)
-        return claims
+
+    def _begin(self, found: Found) -> None:
+        for claim in found.claims:
+            id = claim.instance_id
+            self._spawn(self._drive(claim, found.histories[id], found.letters.get(id, [])))
 
     async def _take_up(self, claims: Sequence[Claim]) -> None:
         """Read what was claimed, and drive it. What can't be read is tried again when its lease has run out."""
         held = [claim.instance_id for claim in claims]
         try:
-            histories = await self._database.read(store.histories, held)
-            letters = await self._database.read(store.inbox, held)
+            found = await self._database.read(_read, claims)
         except Exception as error:
             if not isinstance(error, StorageUnavailable) and len(claims) > 1:  # whoever it is spoils nobody else's
                 for claim in claims:
@@ -288,9 +327,7 @@ class Executor:
             for id in held:
                 self._forget(id)
             return
-        for claim in claims:
-            id = claim.instance_id
-            self._spawn(self._drive(claim, histories[id], letters.get(id, [])))
+        self._begin(found)
 
     async def _trying_suspects(self) -> None:
         while True:

@@ -43,6 +43,7 @@ class Journal:
         self._pending: list[tuple[Entry, asyncio.Future[Outcome]]] = []
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         #: Told who has something to do because of what was committed.
         self.tell: Callable[[Sequence[Wake]], None] = lambda wakes: None
 
@@ -52,6 +53,7 @@ class Journal:
 
     async def close(self) -> None:
         """Commit what is there and stop; what can't be stored any more is left to recovery."""
+        self._closed = True
         if self._task is None:
             return
         self._task.cancel()
@@ -65,9 +67,13 @@ class Journal:
     def submit(self, entry: Entry) -> asyncio.Future[Outcome]:
         """Have the entry committed with the next group.
 
-        The future gives the outcome; it raises StorageUnavailable for a Create that can't be stored.
+        The future gives the outcome; it raises StorageUnavailable for a Create that can't be stored, and for anything
+        once the journal is closed.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            future.set_exception(StorageUnavailable("The server is stopping. Nothing was stored; try again."))
+            return future
         self._pending.append((entry, future))
         self._filled.set()
         return future

@@ -37,12 +37,14 @@ class House:
 
     @asynccontextmanager
     async def worker(self, *labels: str, **options: Any) -> AsyncIterator[Engine]:
+        """Without labels it drives runs; with labels it only makes attempts of others, so that it is known who did."""
         mine = frozenset(labels)
         queue = ArqQueue(self._redis.url, prefix=self._prefix, labels=mine)
-        bus = self._bus
-        async with engine_on(
-            self._folder, self._url, alone=False, labels=mine, queue=queue, bus=bus, **options
-        ) as engine:
+        shared = {"alone": False, "labels": mine, "queue": queue, "bus": self._bus}
+        async with engine_on(self._folder, self._url, **shared, **options) as engine:
+            if labels:
+                engine.executor._max_instances = 0
+                engine.executor._check_space()
             yield engine
 
 
