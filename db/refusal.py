@@ -44,8 +44,8 @@ _BY_WORDS = [
     (r"name or service not known|name resolution|nodename", "The name of the database server is not known here."),
     (
         r"connect|refused|closed|terminat|shut",
-        "The connection to the database server failed. If something was being stored, it is unknown whether it was: look, "
-        "or try again (a start with the same idempotencyKey is safe).",
+        "The database server can't be reached, or the connection broke. If something was being stored, it is unknown "
+        "whether it was: look, or try again (a start with the same idempotencyKey is safe).",
     ),
 ]
 
