@@ -39,7 +39,7 @@ from tests.postgres import Postgres, Unavailable
 from tests.redis import RedisServer
 from tests.redis import Unavailable as NoRedis
 
-LEASE_S = 2.0
+LEASE_S = 3.0
 #: What a client meets while something is broken, and after which it tries again.
 TROUBLE = (OSError, httpx.HTTPError, QueryFailed, WebSocketException, EOFError)
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELED", "TIMED_OUT"})
@@ -163,7 +163,7 @@ class Cluster:
             self.members.append(self._member(f"worker-{n}", "worker", args=(*given, "--slots", "100")))
         for member in self.members:
             member.spawn()
-        await asyncio.gather(*(member.ready(60) for member in self.members))
+        await asyncio.gather(*(member.ready(120) for member in self.members))
 
     def _member(self, name: str, command: str, args: tuple[str, ...]) -> Member:
         member = Member(name, self.links, self.postgres, self.redis, self.folder, command, args=args)
@@ -212,7 +212,7 @@ class Cluster:
         dead = [member for member in self.members if not member.running]
         for member in dead:
             member.spawn()
-        await asyncio.gather(*(member.ready(60) for member in dead))
+        await asyncio.gather(*(member.ready(120) for member in dead))
 
     @asynccontextmanager
     async def supervised(self) -> AsyncIterator[None]:

@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.live.chaos.load import Load, completed, lines, step
 from tests.live.cluster import Cluster
 from tests.live.mischief import flow
@@ -16,7 +18,8 @@ from tests.live.mischief import flow
 CANCEL = """
 mutation ($id: ID!) { instanceCancel(input: {id: $id}) { __typename ... on UserError { code message } } }
 """
-RACES = 60
+RACES = pytest.mark.parametrize("races", [60, pytest.param(1_000, marks=pytest.mark.soak)], ids=["quick", "soak"])
+AT_ONCE = 60
 
 
 async def test_fifty_deliveries_of_one_job(cluster: Cluster, tmp_path: Path) -> None:
@@ -60,6 +63,20 @@ async def test_a_job_that_kills_its_worker(cluster: Cluster, tmp_path: Path) -> 
     assert len(await lines(never, 1)) == 1
 
 
+@pytest.mark.soak
+async def test_a_job_that_always_kills_its_worker(cluster: Cluster, tmp_path: Path) -> None:
+    """It is given up as POISON once it was tried alone, and what ran beside it goes on."""
+    load = await Load(cluster, "beside-poison").prepare()
+    given = {"file": str(tmp_path / "deaths"), "times": 99}
+    async with cluster.supervised():
+        poison = await cluster.run(flow("poison", {"id": "kill", "type": "test/kill", "parameters": given}))
+        await load.add(20)
+        ended = await cluster.ended(poison, 90)
+        assert (ended["status"], ended["error"]["code"]) == ("FAILED", "POISON")
+        await load.complete()
+    assert len(await lines(tmp_path / "deaths", 1)) <= 4
+
+
 async def test_jobs_that_do_harm(cluster: Cluster, tmp_path: Path) -> None:
     """One that hangs, one that ignores SIGTERM, one that eats memory, one that blocks the event loop past the lease:
     only they fail; the API answers, and other work is done.
@@ -92,23 +109,27 @@ async def test_jobs_that_do_harm(cluster: Cluster, tmp_path: Path) -> None:
     await load.complete()
 
 
-async def test_cancel_against_completion(cluster: Cluster) -> None:
+@RACES
+async def test_cancel_against_completion(cluster: Cluster, races: int) -> None:
     """Cancelled at any moment around its end, twice and through both API processes: a run has one end."""
     chance = random.Random(1)
     mark = flow("race", {"id": "a", "type": "core/delay", "parameters": {"duration": "50ms"}}, step("core/noop", "b"))
-    workflow = await cluster.store(mark)
+    workflow = await cluster.store(mark | {"name": f"race-{races}"})
+    running = asyncio.Semaphore(AT_ONCE)
 
     async def race(n: int) -> str:
-        id = await cluster.start(workflow, key=f"race-{n}")
-        await asyncio.sleep(chance.uniform(0, 0.15))
-        await asyncio.gather(*(api.graphql(CANCEL, {"id": id}) for api in cluster.apis))
-        return id
+        async with running:
+            id = await cluster.start(workflow, key=f"race-{races}-{n}")
+            await asyncio.sleep(chance.uniform(0, 0.15))
+            await asyncio.gather(*(api.graphql(CANCEL, {"id": id}) for api in cluster.apis))
+            return id
 
-    ids = list(await asyncio.gather(*(race(n) for n in range(RACES))))
+    ids = list(await asyncio.gather(*(race(n) for n in range(races))))
     assert set(await cluster.over(ids)) <= {"CANCELED", "COMPLETED"}
 
 
-async def test_two_parents_end_together_on_two_workers(cluster: Cluster, tmp_path: Path) -> None:
+@RACES
+async def test_two_parents_end_together_on_two_workers(cluster: Cluster, tmp_path: Path, races: int) -> None:
     """Their join runs once."""
     file = tmp_path / "joins"
     nodes = [
@@ -122,10 +143,13 @@ async def test_two_parents_end_together_on_two_workers(cluster: Cluster, tmp_pat
         for source, targets in {"first": ["left", "right"], "left": ["join"], "right": ["join"]}.items()
         for target in targets
     ]
-    workflow = await cluster.store(flow("joins") | {"nodes": nodes, "edges": edges})
-    ids = await asyncio.gather(*(cluster.start(workflow, key=f"join-{n}") for n in range(RACES)))
+    workflow = await cluster.store(flow(f"joins-{races}") | {"nodes": nodes, "edges": edges})
+    ids: list[str] = []
+    while len(ids) < races:
+        keys = [f"{workflow}-{n}" for n in range(len(ids), min(len(ids) + AT_ONCE, races))]
+        ids += await asyncio.gather(*(cluster.start(workflow, key=key) for key in keys))
     await completed(cluster, ids)
-    assert len(await lines(file, RACES)) == RACES
+    assert len(await lines(file, races)) == races
 
 
 async def test_clocks_that_jump(cluster: Cluster, tmp_path: Path) -> None:
