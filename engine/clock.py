@@ -17,23 +17,37 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32: sorts as t
 #: A longer round trip tells too little about the moment at which the database looked at its clock.
 LONGEST_ROUND_TRIP_S = 0.5
 
-#: An instant on the clock that was agreed on, and what ``monotonic`` said then; None: this machine's own clock.
-_agreed: tuple[datetime, float] | None = None
+#: A machine's clock is off by no more than this share of the time that goes by.
+DRIFT = 0.0002
+
+#: An instant on the clock that was agreed on, what ``monotonic`` said then, and by how many seconds that may be wrong;
+#: None: this machine's own clock.
+_agreed: tuple[datetime, float, float] | None = None
 
 
 def now() -> datetime:
     """This instant, aware, in UTC."""
     if _agreed is None:
         return datetime.now(UTC)
-    at, then = _agreed
+    at, then, _ = _agreed
     return at + timedelta(seconds=time.monotonic() - then)
 
 
 def agree(at: datetime, asked: float, answered: float) -> None:
-    """Go by a clock that said ``at`` between two readings of ``monotonic``, until it is asked again."""
+    """Go by a clock that said ``at`` between two readings of ``monotonic``, until it is asked again.
+
+    An answer that leaves more room for error than the one before is not believed, unless the two can't both be true:
+    then somebody has set that clock.
+    """
     global _agreed
-    if _agreed is None or answered - asked <= LONGEST_ROUND_TRIP_S:
-        _agreed = at, (asked + answered) / 2
+    then, error = (asked + answered) / 2, (answered - asked) / 2
+    if _agreed is not None:
+        before, since, known = _agreed
+        known += DRIFT * (then - since)
+        off = abs((at - before).total_seconds() - (then - since))
+        if answered - asked > LONGEST_ROUND_TRIP_S or (error > known and off <= error + known):
+            return
+    _agreed = at, then, error
 
 
 def monotonic() -> float:

@@ -11,6 +11,9 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection
 
 from db.session import Database
 from db.store import dbclock
@@ -220,9 +223,8 @@ class Workers:
 
     async def _agree_on_the_time(self) -> None:
         if self._database.dialect == "postgresql":  # SQLite's clock is this machine's own
-            asked = clock.monotonic()
-            at = await self._database.read(dbclock.present)
-            clock.agree(at, asked, clock.monotonic())
+            for answer in await self._database.read(_times):
+                clock.agree(*answer)
 
     def _heard(self, heard: Heard) -> None:
         self._live = heard.live
@@ -250,6 +252,15 @@ class Workers:
                 await subscription.take()
                 subscription.overflowed = False
                 self._hurry.set()
+
+
+def _times(connection: Connection) -> list[tuple[datetime, float, float]]:
+    """What the database's clock says, and when it was asked and answered: the first question may open a transaction."""
+    answers = []
+    for _ in range(2):
+        asked = clock.monotonic()
+        answers.append((dbclock.present(connection), asked, clock.monotonic()))
+    return answers
 
 
 def _drain_topic(id: str) -> str:

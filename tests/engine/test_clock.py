@@ -32,3 +32,20 @@ def test_a_slow_answer_is_not_believed_once_there_was_a_quick_one() -> None:
     assert clock.now() > THERE + timedelta(days=1)
     clock.agree(THERE, now - 4, now)
     assert clock.now() > THERE + timedelta(days=1)
+
+
+def test_a_loose_answer_does_not_spoil_a_tight_one() -> None:
+    """Two answers that can both be true: the tighter one holds. Two that can't: somebody set the clock."""
+    now = clock.monotonic()
+
+    def off() -> float:
+        """Seconds between the clock and the first answer."""
+        return (clock.now() - THERE).total_seconds() - (clock.monotonic() - now)
+
+    clock.agree(THERE, now - 0.002, now)
+    clock.agree(THERE - timedelta(seconds=0.05), now - 0.4, now)
+    assert abs(off()) < 0.01
+    clock.agree(THERE + timedelta(seconds=5), now - 0.4, now)
+    assert off() > 5
+    clock.agree(THERE + timedelta(seconds=5), now - 0.002, now)
+    assert abs(off() - 5) < 0.01
