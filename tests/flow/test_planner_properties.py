@@ -15,7 +15,7 @@ from flow.errors import Category, Failure
 from flow.history import replay
 from flow.planner import Mode
 from flow.planner import Run as FlowRun
-from flow.states import NodeStatus
+from flow.states import NodeStatus, SkipReason
 from tests.flow.runs import Run
 
 FLAKY = Failure(code="DOWN", category=Category.CONNECTION, message="down")
@@ -68,6 +68,7 @@ class World:
             running = sorted(self.run.run.snapshot.running)
             choices: list[Any] = [action for action in actions if not isinstance(action, Cancel) or action.path]
             choices += [("ends", id) for id in running]
+            choices += [("taken", id) for id in sorted(self.run.run.snapshot.offered) if id not in running]
             if not choices:
                 wake_at = self.run.run.wake_at()
                 if self.run.run.snapshot.status.terminal or wake_at is None:
@@ -84,7 +85,15 @@ class World:
                 assert attempt not in self.started.setdefault(path, []), f"{path} was started twice"
                 self.started[path].append(attempt)
                 assert run.status(path) in ("PENDING", "RETRYING")
-                run.answer(choice)
+                assert path not in run.run.snapshot.offered, f"{path} was offered twice"
+                if self.data.draw(st.integers(0, 2)) == 0:
+                    run.record(e.NodeScheduled(path, attempt))
+                else:
+                    run.answer(choice)
+            case ("taken", id):
+                run.record(e.NodeStarted(id, run.run.snapshot.nodes[id].attempt, "another worker"))
+            case Cancel(path) if path in run.run.snapshot.offered and run.status(path) == "PENDING":
+                run.record(e.NodeSkipped(path, SkipReason.INSTANCE_ENDED.value))
             case ("ends", id):
                 how = self.data.draw(st.sampled_from(["completes", "fails", *(["lost"] if self.deaths else [])]))
                 attempt = run.run.snapshot.nodes[id].attempt
@@ -108,7 +117,8 @@ class World:
         assert new.snapshot == old.snapshot
         assert replay(self.run.events) == replay(self.run.events)
         self.run.run = new
-        for id in sorted(new.snapshot.running):
+        assert new.executing == new.snapshot.running - set(new.snapshot.offered), "what others run is not lost with us"
+        for id in sorted(new.executing):
             self.run.record(new.lost(id))
 
 
@@ -132,7 +142,9 @@ def test_a_cancel_at_any_moment_ends_the_run(definition: Definition, data: st.Da
     """Cancelled after any event, a run ends CANCELED, or as it had ended already."""
     world = World(definition, data)
     for _ in range(after):
-        choices = [*world.run.plan(), *(("ends", id) for id in sorted(world.run.run.snapshot.running))]
+        snapshot = world.run.run.snapshot
+        choices = [*world.run.plan(), *(("ends", id) for id in sorted(snapshot.running))]
+        choices += [("taken", id) for id in sorted(snapshot.offered) if id not in snapshot.running]
         if not choices:
             break
         world.answer(data.draw(st.sampled_from(choices)))
@@ -183,7 +195,9 @@ def test_a_cleaning_run_starts_only_what_cleans_up(definition: Definition, data:
                     sources = [edge.source for edge in run.graph.incoming[node.id] if edge.on is not On.SUCCESS]
                     failed = any(run.status(source) == NodeStatus.FAILED for source in sources)
                     assert node.join in (Join.ALL_DONE, Join.ONE_FAILED) or failed
-        choices: list[Any] = [*actions, *(("ends", id) for id in sorted(run.run.snapshot.running))]
+        snapshot = run.run.snapshot
+        choices: list[Any] = [*actions, *(("ends", id) for id in sorted(snapshot.running))]
+        choices += [("taken", id) for id in sorted(snapshot.offered) if id not in snapshot.running]
         if not choices:
             wake_at = run.run.wake_at()
             assert wake_at is not None

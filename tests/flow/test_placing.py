@@ -1,0 +1,48 @@
+"""Where a node may run, and how many of a wide fan-out are shared."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flow import placing
+from flow.definition import Node, Resources
+
+NUMBERS = st.integers(0, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("node", "labels", "stays"),
+    [
+        (Node("a", "core/noop"), [], True),
+        (Node("a", "core/noop"), ["gpu"], True),
+        (Node("a", "core/noop", runs_on=("gpu",)), [], False),
+        (Node("a", "core/noop", runs_on=("gpu",)), ["eu", "gpu"], True),
+        (Node("a", "core/noop", runs_on=("gpu", "eu")), ["gpu"], False),
+        (Node("a", "core/noop", resources=Resources(gpu=1)), ["gpu"], False),
+        (Node("a", "core/noop", resources=Resources(gpu=0)), [], True),
+    ],
+)
+def test_a_node_stays_where_its_labels_are(node: Node, labels: list[str], stays: bool) -> None:
+    """All its labels must be there; graphics cards are always asked for by an offer, so that somebody counts them."""
+    assert placing.stays(node, labels) is stays
+
+
+def test_the_nodes_own_word_on_graphics_cards_beats_its_types() -> None:
+    """A type may need a card by default; the node can say otherwise."""
+    assert placing.gpus(Node("a", "x"), 2) == 2
+    assert placing.gpus(Node("a", "x", resources=Resources(gpu=0)), 2) == 0
+
+
+@given(NUMBERS, st.integers(-5, 2_000), NUMBERS, st.integers(0, 50))
+def test_only_what_lacks_a_place_is_shared(ready: int, free: int, elsewhere: int, workers: int) -> None:
+    """Nothing is offered that could start here, nothing without others; a wide fan-out is offered whole."""
+    shared = placing.shared(ready, free, elsewhere, workers)
+    assert 0 <= shared <= max(0, ready - max(0, free))
+    if workers == 0:
+        assert shared == 0
+    elif ready > placing.WIDE:
+        assert shared == max(0, ready - max(0, free))
+    else:
+        assert shared <= elsewhere
