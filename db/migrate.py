@@ -212,5 +212,5 @@ def _apply(connection: Connection) -> list[str]:
     config.set_main_option("path_separator", "os")
     applied: list[str] = []
     config.attributes.update(connection=connection, applied=applied)
-    command.upgrade(config, "head")
+    command.upgrade(config, head())
     return applied

@@ -43,6 +43,10 @@ _BY_WORDS = [
     (r"no such table|does not exist", "The database has no Mirrorflow tables. Run `mirrorflow db upgrade`."),
     (r"name or service not known|name resolution|nodename", "The name of the database server is not known here."),
     (
+        r"connect call failed|connection refused|no such file",
+        "The database server can't be reached. Nothing was stored; try again.",
+    ),
+    (
         r"connect|refused|closed|terminat|shut",
         "The database server can't be reached, or the connection broke. If something was being stored, it is unknown "
         "whether it was: look, or try again (a start with the same idempotencyKey is safe).",
