@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from flow.servers import (
     ServerStatus,
     ServerStep,
     checked,
+    settings_problems,
     unavailable,
     url_problem,
 )
@@ -87,3 +90,41 @@ def test_a_server_with_all_places_taken_is_busy() -> None:
         found = unavailable("a", True, ServerStatus.ONLINE, 2, Load(running, "task-1"))
         assert found is not None
         assert found[0] == "BUSY"
+
+
+@pytest.mark.parametrize(
+    ("given", "pointer", "said"),
+    [
+        ({"name": ""}, "/name", "1 to 255"),
+        ({"name": "x" * 256}, "/name", "1 to 255"),
+        ({"name": "a\nb"}, "/name", "control"),
+        ({"name": " a"}, "/name", "white space"),
+        ({"url": ""}, "/url", "needs a URL"),
+        ({"url": "no url"}, "/url", "white space"),
+        ({"url": "example"}, "/url", "http://"),
+        ({"url": "file:///etc/passwd"}, "/url", "http://"),
+        ({"url": "ftp://host/x"}, "/url", "http://"),
+        ({"url": "javascript:alert(1)"}, "/url", "http://"),
+        ({"url": "http://"}, "/url", "no host"),
+        ({"url": "http://user:secret@host"}, "/url", "token"),
+        ({"url": "http://host/#there"}, "/url", "fragment"),
+        ({"url": "http://host/?a=b"}, "/url", "query"),
+        ({"url": "http://host:99999"}, "/url", "Port"),
+        ({"url": "http://host:x"}, "/url", "ort"),
+        ({"url": "http://[::1"}, "/url", "no URL"),
+        ({"url": "http://host/\0"}, "/url", "control"),
+        ({"url": "http://host\\evil"}, "/url", "backslash"),
+        ({"url": "http://" + "h" * 3_000}, "/url", "2,000"),
+        ({"batch_size": 0}, "/batchSize", "1 to 10,000"),
+        ({"batch_size": -1}, "/batchSize", "1 to 10,000"),
+        ({"batch_size": 10_001}, "/batchSize", "1 to 10,000"),
+        ({"token": ""}, "/token", "visible ASCII"),
+        ({"token": "a\r\nX-Evil: 1"}, "/token", "visible ASCII"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, dict) else "",
+)
+def test_bad_settings_are_named(given: dict[str, Any], pointer: str, said: str) -> None:
+    """The problem says what is wrong and where."""
+    [problem] = settings_problems(**given)
+    assert problem.pointer == pointer
+    assert said in problem.message

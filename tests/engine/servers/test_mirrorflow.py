@@ -78,9 +78,10 @@ async def test_an_equal_version_is_used(place: MirrorflowPlace) -> None:
 
 
 async def test_another_version_there_stays_current(place: MirrorflowPlace) -> None:
-    """Ours comes to stand beside it: what others start there by name is what it was."""
+    """Ours comes to stand beside it, once: what others start there by name is what it was."""
     await place.runs_on.workflows.create(LOCAL, DOCUMENT | {"description": "theirs"})
-    await place.client().submit(place.work("w1"))
+    client = place.client()
+    await asyncio.gather(*(client.submit(place.work(f"w{number}")) for number in range(5)))
     assert await versions_there(place) == ["1.0.0*", "1.0.1"]
 
 
