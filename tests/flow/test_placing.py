@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flow import events as e
 from flow import placing
-from flow.definition import Node, Resources
+from flow.definition import Join, Node, Resources
+from tests.flow.runs import Run
 
 NUMBERS = st.integers(0, 20_000)
 
@@ -46,3 +48,14 @@ def test_only_what_lacks_a_place_is_shared(ready: int, free: int, elsewhere: int
         assert shared == max(0, ready - max(0, free))
     else:
         assert shared <= elsewhere
+
+
+def test_a_second_live_edge_does_not_offer_a_node_again() -> None:
+    """A join that starts at its first live edge is settled once it is offered, though nobody has taken it yet."""
+    run = Run("a>c b>c", {"c": {"join": Join.ANY}})
+    run.finish("a")
+    assert run.starts() == {"b", "c"}
+    run.record(e.NodeScheduled("c", 1))
+    run.finish("b")
+    assert run.starts() == set()
+    assert run.status("c") == "PENDING"
