@@ -228,7 +228,9 @@ async def test_a_page_of_tasks_costs_a_fixed_number_of_statements(ask: Asker) ->
             await ask(query)
         return len([text for text in statements if "task" in text and "SELECT" in text])
 
-    assert await two_more() == await two_more()
+    first = await two_more()
+    assert 0 < first <= 15
+    assert await two_more() == first
 
 
 async def test_the_stream_of_a_project_tells_every_change_and_resumes(ask: Asker) -> None:
