@@ -145,7 +145,7 @@ class Engine:
         await self.workers.start()
         if self.works:
             self.executor.start()
-        await self.servers.start()
+        await self.servers.start(check=self.works)
         if self.works:
             await self.tasks.start(alone=self._alone)
 

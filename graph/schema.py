@@ -33,7 +33,8 @@ from graph.instances import InstanceQuery
 from graph.limiting import LimitMutation
 from graph.scalars import SCALARS
 from graph.server import ServerQuery
-from graph.servers import ServersMutation, ServersQuery, ServersSubscription
+from graph.server_editing import ServersMutation
+from graph.servers import ServersQuery, ServersSubscription
 from graph.starting import InstanceMutation
 from graph.subscriptions import InstanceSubscription
 from graph.task_streams import TaskSubscription
