@@ -218,12 +218,14 @@ async def _following(info: Info, id: str) -> AsyncIterator[keyset.Record]:
             changed.set()
 
     listening = asyncio.create_task(listen(row.last_seq), name=f"following {id}")
+    over = False
     try:
-        while not listening.done():
+        while not over:
             await changed.wait()
             changed.clear()
             # What happens until then is one change with this one; an end is shown at once.
             await asyncio.wait([listening], timeout=COALESCE_S)
+            over = listening.done()  # asked before the row is read, so that the last row that is read shows the end
             before, row = row, await _row(info, id)
             if row is None:
                 return
