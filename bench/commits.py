@@ -31,6 +31,7 @@ from flow.history import replay
 from tests.postgres import Postgres
 
 WRITERS = (1, 2, 4)
+SIZES = (1, 50, 400)
 SECONDS = 3.0
 AT = datetime(2026, 11, 21, 8, 0, 0, 0, UTC)
 LAST_SEQ = len(FIXED) + CHANGING.index("last_seq")
@@ -40,7 +41,7 @@ async def project_rows() -> None:
     """Groups and events a second, by writers, projects, size of a group, and how long its transaction is held."""
     postgres = Postgres(DURABLE)
     try:
-        for held_s, size, writers in itertools.product((0.0, 0.02), (1, 50), WRITERS):
+        for held_s, size, writers in itertools.product((0.0, 0.02), SIZES, WRITERS):
             for projects in sorted({1, writers}):
                 url = postgres.create()
                 await asyncio.to_thread(migrate.upgrade, url)
