@@ -13,9 +13,9 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -66,7 +66,7 @@ def stores_ready(settings: Settings) -> None:
     if settings.alone:
         migrate.upgrade(settings.database)
         return
-    deadline = time.monotonic() + settings.wait_seconds
+    deadline = monotonic() + settings.wait_seconds
     _awaited(f"PostgreSQL at {place(settings.database)}", deadline, lambda: migrate.upgrade(settings.database))
     if settings.redis is not None:
         _awaited("Redis", deadline, partial(_check_redis, settings.redis))
@@ -99,12 +99,12 @@ def _awaited(what: str, deadline: float, attempt: Callable[[], object]) -> None:
             remedy = "pip install 'mirrorflow[distributed]'"
             raise StartRefused(f"{what} needs the package {error.name}: {remedy}.") from None
         except StorageUnavailable as error:
-            if time.monotonic() >= deadline:
+            if monotonic() >= deadline:
                 raise StartRefused(f"{what}: {error.message}") from None
             if error.message != told:
-                log.warning(f"waiting for {what}", reason=error.message, seconds=round(deadline - time.monotonic()))
+                log.warning(f"waiting for {what}", reason=error.message, seconds=round(deadline - monotonic()))
                 told = error.message
-        time.sleep(ASK_EVERY_S)
+        sleep(ASK_EVERY_S)
 
 
 # The parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, make_url, text
@@ -47,7 +48,7 @@ async def test_a_connection_that_rested_long_is_asked_whether_it_lives(
 
     def noted(connection: Adapted) -> None:
         asked.append(True)
-        ping(connection)
+        ping(connection)  # type: ignore[no-untyped-call]
 
     monkeypatch.setattr(Adapted, "ping", noted)
     try:
@@ -153,7 +154,7 @@ async def test_the_server_knows_who_we_are_and_drops_who_stops_in_a_transaction(
     ],
 )
 def test_what_waiting_can_not_mend_is_refused_by_name(
-    postgres: Postgres, postgres_url: str, change: dict[str, str], said: str
+    postgres: Postgres, postgres_url: str, change: dict[str, Any], said: str
 ) -> None:
     """A wrong password or name: a refusal of its own kind, so that a start doesn't wait for it."""
     url = make_url(postgres_url).set(**change).render_as_string(hide_password=False)
