@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.comfyui.prompt import Prompt
@@ -125,6 +125,7 @@ def test_files_of_any_key_once_each_and_texts() -> None:
     assert found.texts == {"10": ("one", "two"), "11": ("note",)}
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=3))
 def test_outputs_of_any_shape_are_read(outputs: dict[str, Any]) -> None:
     """Whatever a server says, the names that come of it are plain."""
@@ -133,6 +134,7 @@ def test_outputs_of_any_shape_are_read(outputs: dict[str, Any]) -> None:
         assert not set(file.name) & set("/\\\0")
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1))
 def test_a_display_name_is_a_plain_filename(text: str) -> None:
     """Never empty, hidden, a folder or longer than file systems take."""
@@ -183,6 +185,7 @@ def test_the_history_tells_how_a_prompt_ended() -> None:
     )
 
 
+@settings(max_examples=60, deadline=None)
 @given(JSON)
 def test_answers_of_any_shape_are_judged(body: Any) -> None:
     """Nothing that a server says raises; what isn't ComfyUI's is None or unknown."""

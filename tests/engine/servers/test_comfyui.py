@@ -89,8 +89,10 @@ async def test_the_only_loader_takes_the_file(place: ComfyPlace) -> None:
 @pytest.mark.parametrize("source", ["file", "file_path", "$.file_path"])
 async def test_a_path_of_ours_is_never_sent(place: ComfyPlace, source: str) -> None:
     """However the mapping calls the file, the graph gets what was uploaded."""
-    await done(place, copy_work(place, input_mapping={"1.inputs.image": source}))
-    assert sent(place)["1"]["image"] == f"mirrorflow/{prompt_id('w1')}.png"
+    mapping = {"1.inputs.image": source, "9.inputs.note": "$.file_path"}
+    await done(place, copy_work(place, input_mapping=mapping))
+    name = f"mirrorflow/{prompt_id('w1')}.png"
+    assert (sent(place)["1"]["image"], sent(place)["9"]["note"]) == (name, name)
     assert str(place.folder) not in str(place.double.posted("/prompt"))
 
 
