@@ -167,14 +167,20 @@ def test_the_examples_in_it_are_valid() -> None:
         assert validate(SCHEMA, parse(block)) == []
 
 
-async def test_a_workflow_of_the_older_shape_is_taken_as_it_stands(ask: Asker) -> None:
-    """Its body is a definition for ``workflowCreate``, and every field of it can be read back."""
+@pytest.mark.parametrize(
+    ("mutation", "version", "status"), [("workflowCreate", "1.0.0", "ACTIVE"), ("workflowImport", "2.3.0", "HIDDEN")]
+)
+async def test_a_workflow_of_the_older_shape_is_taken_as_it_stands(
+    ask: Asker, mutation: str, version: str, status: str
+) -> None:
+    """Its body is a definition as it is, and every field of it can be read back; an import keeps number and status."""
     nodes = [{"node_id": "shout", "node_type": "core/transform", "parameters": {"output": {"said": "{{ what }}"}}}]
     body: dict[str, Any] = {
         "name": "older",
         "description": "of the batch days",
         "scenario": "image processing",
-        "version": "1.0.0",
+        "version": "2.3.0",
+        "status": "hidden",
         "workflow_config": {"nodes": nodes},
         "node_config": {"shout": {"gpu": 1}},
         "input_mapping": {"image": "3.inputs.image"},
@@ -183,25 +189,25 @@ async def test_a_workflow_of_the_older_shape_is_taken_as_it_stands(ask: Asker) -
     }
     data = await ask(
         """
-        mutation ($body: JSON!) { workflowCreate(input: {definition: {json: $body}}) {
+        mutation ($body: JSON!) { MUTATION(input: {definition: {json: $body}}) {
           ... on UserError { message }
           ... on ValidationFailed { problems { pointer message } }
-          ... on WorkflowCreatePayload { workflow { name description scenario status currentVersion {
+          ... on PAYLOAD { workflow { name description scenario status currentVersion {
             version workflowConfig nodeConfig inputMapping outputMapping parameters scenario problems { code } } } } } }
-        """,
+        """.replace("MUTATION", mutation).replace("PAYLOAD", f"W{mutation[1:]}Payload"),
         body=body,
     )
-    made = data["workflowCreate"]["workflow"]
-    version = made.pop("currentVersion")
+    made = data[mutation]["workflow"]
+    kept = made.pop("currentVersion")
     assert made == {
         "name": "older",
         "description": "of the batch days",
         "scenario": "image processing",
-        "status": "ACTIVE",
+        "status": status,
     }
-    assert version["problems"] == []
-    assert version["version"] == "1.0.0"
-    assert [node["id"] for node in version["workflowConfig"]["nodes"]] == ["shout"]
+    assert kept["problems"] == []
+    assert kept["version"] == version
+    assert [node["id"] for node in kept["workflowConfig"]["nodes"]] == ["shout"]
     for older, now in (
         ("node_config", "nodeConfig"),
         ("input_mapping", "inputMapping"),
@@ -209,4 +215,4 @@ async def test_a_workflow_of_the_older_shape_is_taken_as_it_stands(ask: Asker) -
         ("parameters", "parameters"),
         ("scenario", "scenario"),
     ):
-        assert version[now] == body[older], now
+        assert kept[now] == body[older], now
