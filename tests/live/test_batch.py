@@ -97,7 +97,7 @@ async def completed(server: Server, task: str) -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "kills"), [(120, 1), pytest.param(2_000, 2, marks=pytest.mark.soak)], ids=["quick", "soak"]
+    ("pictures", "kills"), [(200, 1), pytest.param(2_000, 2, marks=pytest.mark.soak)], ids=["quick", "soak"]
 )
 async def test_every_file_ends_once_in_its_place_whatever_is_killed(tmp_path: Path, pictures: int, kills: int) -> None:
     """Two servers share the batch, one is killed half way, the engine is killed too: counts add up, slots are free."""
