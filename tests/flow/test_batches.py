@@ -1,4 +1,4 @@
-"""Batches over files, decided: what counts, what a run is given, what becomes of failures, and how outputs are named."""
+"""The rules of batches: which folders count, names of outputs, sharing among servers, rate and estimated end."""
 
 from __future__ import annotations
 
