@@ -74,7 +74,7 @@ def test_every_mutation_takes_one_input_and_answers_a_union() -> None:
         payload, *refusals = union.types
         assert payload.name == f"{pascal}Payload"
         # A worker belongs to no project, so it has no place in a project's order of changes.
-        assert "changeSeq" in payload.fields or name in {"workflowExport", "workerDrain"}
+        assert "changeSeq" in payload.fields or name in {"workflowExport", "workerDrain", "serverCheckHealth"}
         assert all("UserError" in {i.name for i in refusal.interfaces} for refusal in refusals)
 
 

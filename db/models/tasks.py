@@ -107,7 +107,8 @@ class TaskItem(Base):
     ``relative`` is the path below its target folder. ``sha256`` is the file's when it was last sent out. ``attempts``
     counts how often it was; ``failures`` and ``losses``, how often that failed for a passing reason or its server was
     lost, since somebody last asked for the item. ``ref`` is the server's word for the attempt under way. RUNNING items
-    are the slots taken on their server. ``due_at``, on the *database's* clock: not before. ``outputs`` are the files it made, ``result`` what its run gave.
+    are the slots taken on their server. ``due_at``, on the *database's* clock: not before. ``outputs`` are the files it
+    made, ``result`` what its run gave.
     """
 
     __tablename__ = "task_items"
