@@ -174,6 +174,7 @@ class Cluster:
             "MIRRORFLOW_LEASE_SECONDS": str(LEASE_S),
             "MIRRORFLOW_PROCESSES": "1",
             "MIRRORFLOW_THREADS": "8",
+            "MIRRORFLOW_DATABASE_POOL": "30",
             "MIRRORFLOW_SOCKET_INIT_SECONDS": "30",  # this machine runs everything at once
             **self._env,
         }

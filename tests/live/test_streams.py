@@ -309,11 +309,12 @@ async def test_200_subscribers_to_one_run(server: Server) -> None:
                     seen.append(data["instanceEvents"]["seq"])
             return seen
 
-        watching = [asyncio.create_task(watch()) for _ in range(200)]
-        for _ in watching:
-            await ready.acquire()
-        opened.set()
-        seen = await asyncio.gather(*watching)
+        async with asyncio.TaskGroup() as group:
+            watching = [group.create_task(watch()) for _ in range(200)]
+            for _ in watching:
+                await ready.acquire()
+            opened.set()
+        seen = [task.result() for task in watching]
         n = (await ended(server, id))["lastSeq"]
         assert {tuple(each) for each in seen} == {tuple(range(1, n + 1))}
 
