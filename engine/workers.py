@@ -87,6 +87,7 @@ class Workers:
         self._tasks = [asyncio.create_task(self._beating(), name="worker heartbeat")]
         if self._works:
             self._tasks.append(asyncio.create_task(self._listening(), name="worker drain"))
+        self._tasks.append(asyncio.create_task(self._noticing(), name="worker others"))
 
     async def stop(self) -> None:
         """Say that this worker has stopped; where that can't be stored, its silence will say it."""
@@ -252,6 +253,15 @@ class Workers:
                 await subscription.take()
                 subscription.overflowed = False
                 self._hurry.set()
+
+    async def _noticing(self) -> None:
+        """Whoever is new is known at once, and not with the next heartbeat."""
+        with self._bus.subscribe(TOPIC) as subscription:
+            while True:
+                known = {worker.id for worker in self._live} | {self.id}
+                if not known.issuperset(await subscription.take()):
+                    self._hurry.set()
+                subscription.overflowed = False
 
 
 def _times(connection: Connection) -> list[tuple[datetime, float, float]]:

@@ -13,6 +13,7 @@ import pytest
 
 from db.session import Database
 from db.store import workers as store
+from db.store.workers import HEARTBEAT_S
 from engine.access import DEFAULT_PROJECT, LOCAL, ROLES, Actor
 from engine.bus import LocalBus
 from engine.workers import TOPIC, Workers
@@ -55,20 +56,21 @@ async def registered(
         await workers.stop()
 
 
-async def until(true: Callable[[], bool]) -> None:
+async def until(true: Callable[[], bool], within: float = 10.0) -> None:
     """Return once it is true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(within):
         while not true():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.02)
 
 
 async def test_who_started_later_knows_who_is_there(sqlite_database: Database) -> None:
-    """A worker knows the others and itself from its start on, and stopped ones no more."""
+    """A worker knows the others and itself from its start on, new ones at once, and stopped ones no more."""
     bus = LocalBus()
     async with registered(sqlite_database, bus, "a") as first:
         assert [worker.id for worker in first.live()] == ["a"]
         async with registered(sqlite_database, bus, "b", labels=frozenset({"gpu"})) as second:
             assert [(worker.id, worker.labels) for worker in second.live()] == [("a", frozenset()), ("b", {"gpu"})]
+            await until(lambda: [worker.id for worker in first.live()] == ["a", "b"], HEARTBEAT_S - 1)
         async with registered(sqlite_database, bus, "c", works=False) as watcher:
             assert [worker.id for worker in watcher.live()] == ["a"]
 
@@ -158,17 +160,18 @@ async def test_work_goes_to_whom_it_fits(sqlite_database: Database) -> None:
 
 
 async def test_different_versions_are_told_once(sqlite_database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """One line that names them, when the second version appears, and not with every heartbeat."""
+    """By each worker, in one line that names them, when the second version appears, and not with every heartbeat."""
     bus, figures = LocalBus(), Figures()
     caplog.set_level(logging.WARNING, "engine.workers")
     async with registered(sqlite_database, bus, "a"):
         assert not caplog.records
         async with registered(sqlite_database, bus, "b", figures, version="2"):
+            await until(lambda: len(caplog.records) == 2)
             with bus.subscribe(TOPIC) as told:
                 figures.instances = 1
                 await told.take()
-            [record] = caplog.records
-            assert record.getMessage() == "workers of different versions share this database: 1, 2"
+            said = [record.getMessage() for record in caplog.records]
+            assert said == ["workers of different versions share this database: 1, 2"] * 2
 
 
 async def test_a_database_that_is_away_ends_no_heartbeat(
