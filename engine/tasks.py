@@ -6,12 +6,9 @@ What runs them is in ``engine.batch``; here it is checked, stored, and somebody 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,25 +20,25 @@ from db.store import tasks as store
 from db.store.keyset import Record
 from engine import clock
 from engine.access import Actor, Permission
-from engine.batch import asking
+from engine.batch import asking, reports
+from engine.batch.answers import Plan, PlannedFile, Retried, ServerCheck, Started, Unavailable
 from engine.batch.asking import Asking
 from engine.batch.attempts import Surroundings
 from engine.batch.driver import WAKE, Driver
 from engine.batch.plan import spec_of
+from engine.batch.reports import Report
 from engine.batch.run import asked_topic
 from engine.batch.sharing import ENGINE_SLOTS
 from engine.bus import Bus
 from engine.files import Files
 from engine.servers.servers import Servers
 from engine.workflows import Workflows
-from flow.errors import Category, Conflict, Denied, Failure, Invalid, NotFound, Problem
+from flow.errors import Conflict, Invalid, NotFound, Problem
 from flow.problems import ProblemCode
 from flow.servers import Unavailability
 from flow.states import after
 from flow.tasks import (
     BATCH,
-    EXECUTION_TRANSITIONS,
-    REPORTED,
     TASK_TRANSITIONS,
     TERMINAL_TASK,
     BatchSpec,
@@ -53,79 +50,10 @@ from flow.tasks import (
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+__all__ = ["Plan", "PlannedFile", "Retried", "ServerCheck", "Started", "Tasks", "Unavailable"]
+
 MAX_REASON = 1_000  # characters
 MAX_ITEMS = 1_000  # that one call may name
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A task that is stored. ``token``, shown only here, lets a runner report on the execution."""
-
-    task_id: str
-    execution_id: str | None
-    token: str | None
-    change_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
-    """A file that a batch would take; ``refusal`` says why it would fail at once."""
-
-    path: str
-    relative: str
-    size: int
-    refusal: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a batch would do: how many files, how large together, the first of them, on which servers.
-
-    ``servers`` are ids. ``warnings`` counts what would be left out, by reason. ``more``: the folders hold so many files
-    that the counting was given up; the numbers are at least these.
-    """
-
-    files: int
-    bytes: int
-    first: tuple[PlannedFile, ...]
-    servers: tuple[str, ...]
-    warnings: dict[str, int]
-    more: bool
-
-
-class Unavailable(StrEnum):
-    """Why a server takes no batch now."""
-
-    DISABLED = "DISABLED"
-    NOT_ONLINE = "NOT_ONLINE"
-    BUSY = "BUSY"
-    WORKFLOW_NOT_FOUND = "WORKFLOW_NOT_FOUND"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerCheck:
-    """Whether a batch could start now, on its first server that can take it (None: this engine itself).
-
-    ``reason`` None: it could. ``status`` is the server's with NOT_ONLINE, ``task_id`` what it works on with BUSY.
-    """
-
-    available: bool
-    server_id: str | None
-    server_name: str | None
-    batch_size: int
-    message: str
-    reason: Unavailable | None = None
-    status: str | None = None
-    task_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Retried:
-    """How many items run again."""
-
-    items: int
-    execution_id: str | None
-    change_seq: int
 
 
 class Tasks:
@@ -329,9 +257,12 @@ class Tasks:
         The change number. Raises Conflict if it has ended, Invalid for a long reason.
         """
         actor.require(Permission.TASK_RUN)
+        problems = asking.json_problems("reason", reason)
         if reason is not None and len(reason) > MAX_REASON:
             problem = f"A reason has at most {MAX_REASON:,} characters."
-            raise Invalid([Problem("/reason", ProblemCode.OUT_OF_RANGE.value, problem)], path=("input", "reason"))
+            problems.append(Problem("/reason", ProblemCode.OUT_OF_RANGE.value, problem))
+        if problems:
+            raise Invalid(problems, path=("input", "reason"))
 
         def change(connection: Connection) -> int:
             seq, at = changes.take(connection, actor.project_id), clock.now()
@@ -435,41 +366,8 @@ class Tasks:
         problems = asking.report_problems(status, progress, message, result, error)
         if problems:
             raise Invalid(problems, path=("input",))
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-        def change(connection: Connection) -> tuple[int, str]:
-            seq, at = changes.take(connection, actor.project_id), clock.now()
-            found = store.execution(connection, actor.project_id, execution_id)
-            if found is None:
-                raise NotFound("task execution", execution_id)
-            row = store.locked(connection, actor.project_id, found.task_id)
-            found = store.execution(connection, actor.project_id, execution_id)
-            assert found is not None
-            if TaskStatus(found.status).terminal:  # as illegal as it is for whoever has no token
-                after(EXECUTION_TRANSITIONS, TaskStatus(found.status), REPORTED[status])
-            if found.token_sha256 is None or not hmac.compare_digest(found.token_sha256, digest):
-                raise Denied(Permission.TASK_RUN, "The token is not this execution's, or is used up.")
-            step = REPORTED[status]
-            said = {"progress": progress, "message": message}
-            values: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
-            if status is TaskStatus.RUNNING and found.status == TaskStatus.RUNNING:
-                pass  # a sign of life
-            else:
-                after(EXECUTION_TRANSITIONS, TaskStatus(found.status), step)
-            if status is TaskStatus.RUNNING:
-                store.report(connection, row, execution_id, at, seq, **values)
-                return seq, row.id
-            failure = None
-            if status is TaskStatus.FAILED:
-                said_error = error or message or "Its runner says that it failed."
-                failure = msgspec.to_builtins(Failure("REPORTED_FAILURE", Category.CODE, said_error))
-            ledger.settle(connection, row.id, status, at, failure, result if row.type != BATCH else None)
-            ledger.recount(connection, row.id)
-            values |= {"result": result, "error": failure}
-            values.setdefault("progress", 1.0 if status is TaskStatus.COMPLETED else row.progress)
-            return store.close(connection, row, step, at, seq, **values), row.id
-
-        seq, task_id = await self._database.write(change)
+        report = Report(execution_id, token, status, clock.now(), progress, message, result, error)
+        seq, task_id = await self._database.write(reports.record, actor.project_id, report)
         self._bus.publish(asked_topic(task_id), (task_id,))
         return self._tell(actor.project_id, task_id, seq)
 

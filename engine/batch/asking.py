@@ -70,7 +70,7 @@ class Asking:
 
     async def batch(self, actor: Actor, spec: BatchSpec) -> Resolved:
         """The batch with every name resolved."""
-        problems = batches.option_problems(spec) + _json_problems("parameters", spec.parameters)
+        problems = spec_problems(spec)
         version = await self.version(actor, spec.workflow_id, spec.workflow_name, spec.version_id)
         folders, output, wrong = await asyncio.to_thread(self._paths, spec)
         if problems or wrong:
@@ -92,8 +92,8 @@ class Asking:
 
     async def run(self, actor: Actor, spec: RunSpec) -> Resolved:
         """The single run with every name resolved. A node runs in a workflow of its own that is not listed."""
-        problems = batches.option_problems(spec) + _json_problems("parameters", spec.parameters)
-        problems += _json_problems("input", spec.input)
+        problems = spec_problems(spec)
+        problems += json_problems("input", spec.input)
         if spec.type == BATCH:
             problems.append(Problem("/type", ProblemCode.UNKNOWN_VALUE.value, "A batch is asked for with its folders."))
         if problems:
@@ -246,15 +246,16 @@ class Asking:
 
 
 def spec_problems(spec: BatchSpec | RunSpec) -> list[Problem]:
-    """What is wrong with a task that is changed, whatever it refers to."""
-    return batches.option_problems(spec) + _json_problems("parameters", spec.parameters)
+    """What is wrong with a task, whatever it refers to."""
+    texts = json_problems("name", spec.name) + json_problems("description", spec.description)
+    return batches.option_problems(spec) + texts + json_problems("parameters", spec.parameters)
 
 
 def report_problems(
     status: TaskStatus, progress: float | None, message: str | None, result: Any, error: str | None
 ) -> list[Problem]:
     """What is wrong with a runner's report."""
-    found = _json_problems("result", result)
+    found = json_problems("result", result) + json_problems("message", message) + json_problems("error", error)
     if status not in REPORTED:
         words = ", ".join(REPORTED)
         found.append(Problem("/status", ProblemCode.UNKNOWN_VALUE.value, f"A report says one of {words}."))
@@ -269,7 +270,7 @@ def report_problems(
     return found
 
 
-def _json_problems(name: str, value: Any) -> list[Problem]:
+def json_problems(name: str, value: Any) -> list[Problem]:
     """What JSON has no word for, or the databases can't store."""
     found = Problems()
     check_values(value, found)

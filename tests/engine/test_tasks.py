@@ -72,6 +72,8 @@ async def test_folders_and_outputs_are_confined(engine: Engine, tmp_path: Path) 
         {"folder_keywords": ("a/b",)},
         {"item_retries": 11},
         {"name": "x" * 256},
+        {"name": "\0"},
+        {"description": "\ud800"},
         {"target_folders": ()},
     ],
     ids=lambda wrong: next(iter(wrong)),
@@ -254,6 +256,7 @@ async def test_a_report_must_make_sense(engine: Engine) -> None:
         {"status": TaskStatus.PENDING},
         {"status": TaskStatus.RUNNING, "progress": 2.0},
         {"status": TaskStatus.COMPLETED, "result": float("inf")},
+        {"status": TaskStatus.FAILED, "error": "\0"},
     ):
         with pytest.raises(Invalid):
             await engine.tasks.execution_status_set(LOCAL, started.execution_id, started.token, **report)
