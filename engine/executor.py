@@ -55,7 +55,7 @@ MAX_INSTANCES = 1_000  # instances driven at once
 SWEEP_S = 5.0
 LEAST_SWEEP_S = 0.5
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
-LOOK_ROUND_S = 2.0
+LOOK_ROUND_S = 0.5
 #: The bus's topic on which everybody hears that attempts are offered which ask for nothing in particular.
 OFFERED = "offered"
 GRAPHS_KEPT = 256
@@ -144,9 +144,10 @@ class Executor:
         self._labels = labels
         self._version = version
         self._max_instances = max_instances
-        #: How many other workers there are, and by lane, places that they had free when they were last heard of.
-        self._others = 0
-        self._elsewhere: dict[str, int] = {}
+        #: By lane, how many nodes without a place may be offered to others.
+        self._lent: dict[str, int] = {}
+        #: When was last looked, and how many places had become free by then.
+        self._looked: tuple[float, dict[str, int]] = (clock.monotonic(), {})
         self._fences: dict[str, int] = {}
         self._drives: dict[str, Drive] = {}
         self._knocks: set[str] = set()
@@ -358,7 +359,7 @@ class Executor:
             except StorageUnavailable as error:
                 log.warning("executor.sweep_failed", error=error.message)
                 pause = SWEEP_S
-            await asyncio.sleep(pause * (1.0 if not self._others else random.uniform(0.7, 1.3)))
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # other workers sweep too, not all at once
 
     async def _looking_round(self) -> None:
         while True:
@@ -366,14 +367,21 @@ class Executor:
             self.look_round()
 
     def look_round(self) -> None:
-        """Know what others have free; who waits for a place here may offer its nodes to them."""
+        """Let those who wait for a place offer nodes to others, as many as would wait long."""
         others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
-        self._others = len(others)
-        self._elsewhere = {lane: sum(max(0, other.free(lane)) for other in others) for lane in self.places.slots}
-        for lane, free in self._elsewhere.items():
-            if free:
-                for waiter in self.places.in_line(lane):
-                    waiter.knock()
+        now, vacated = clock.monotonic(), dict(self.places.vacated)
+        since, before = self._looked
+        self._looked = now, vacated
+        self._lent = {}
+        for lane in self.places.slots:
+            drives = [waiter for waiter in self.places.in_line(lane) if isinstance(waiter, Drive)]
+            waiting = sum(drive.run.ready(lane) for drive in drives)
+            rate = (vacated[lane] - before.get(lane, 0)) / max(0.001, now - since)
+            elsewhere = sum(max(0, other.free(lane)) for other in others)
+            if (lent := placing.shared(waiting, rate, elsewhere, len(others))) > 0:
+                self._lent[lane] = lent
+                for drive in drives:
+                    drive.knock()
 
     def _until_next(self, due: datetime | None) -> float:
         """How long the sweep may rest: timers beyond ``TIMER_HORIZON_S`` are met by it alone."""
@@ -530,12 +538,11 @@ class Executor:
         if self.draining:
             return {}
         room = {**self.places.room(), placing.OFFERED: ANY_NUMBER}
-        if self._others:
-            for lane, free in self.places.room().items():
-                lent = placing.shared(run.ready(lane), free, self._elsewhere.get(lane, 0), self._others)
-                if lent:
-                    room[lane] = max(0, free) + lent
-                    self._elsewhere[lane] = max(0, self._elsewhere.get(lane, 0) - lent)
+        for lane, most in self._lent.items():
+            free = max(0, room[lane])
+            lent = max(0, min(most, run.ready(lane) - free))
+            room[lane] = free + lent
+            self._lent[lane] = most - lent
         return room
 
     # ---- figures

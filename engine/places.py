@@ -20,6 +20,8 @@ class Places:
     def __init__(self, slots: Mapping[str, int]) -> None:
         self.slots = dict(slots)
         self._room = dict(slots)
+        #: Places given back since the beginning, by lane.
+        self.vacated = dict.fromkeys(slots, 0)
         #: By lane, who has a node to start and no place for it.
         self._lines: dict[str, OrderedDict[Waiter, None]] = {lane: OrderedDict() for lane in slots}
 
@@ -36,6 +38,7 @@ class Places:
     def vacate(self, lane: str) -> None:
         """Give a place back; the first in line is told."""
         self._room[lane] += 1
+        self.vacated[lane] += 1
         self._call(lane)
 
     def stand_in_line(self, waiter: Waiter, lanes: Collection[str]) -> None:

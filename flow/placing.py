@@ -4,8 +4,8 @@ A worker drives an instance and makes most attempts itself. Three kinds of nodes
 whoever has the labels and a free place (this worker too):
 
 * nodes that ask for labels which this worker lacks, or for graphics cards, which are counted where they are;
-* of a fan-out of more than ``WIDE`` ready nodes, those without a place here, if others work too;
-* nodes without a place here, as many as others have free.
+* of a fan-out of more than ``WIDE`` ready nodes, those that would wait long for a place here, if others work too;
+* of fewer nodes that would wait long for a place, as many as others have free.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from flow.definition import Node
 OFFERED = "offered"
 #: So many ready nodes of one instance in one lane are a wide fan-out.
 WIDE = 100
+#: Who gets a place here within this time is not offered: an offer costs about as much as three nodes that do nothing.
+SOON_S = 2.0
 #: So many workers may die in the middle of one offered node before it is given up.
 MAX_DEATHS = 3
 
@@ -33,13 +35,13 @@ def stays(node: Node, labels: Collection[str], default_gpus: int | None = None) 
     return gpus(node, default_gpus) == 0 and set(node.runs_on) <= set(labels)
 
 
-def shared(ready: int, free: int, elsewhere: int, workers: int) -> int:
-    """How many of an instance's ``ready`` nodes in one lane are to be offered.
+def shared(waiting: int, rate: float, elsewhere: int, workers: int) -> int:
+    """How many of the nodes that wait for a place in one lane are to be offered.
 
-    ``free`` are the places here, ``elsewhere`` those that other workers had free when they were last heard of, and
-    ``workers`` is how many others there are.
+    ``rate`` is how many places become free here in a second, ``elsewhere`` how many others had free when they were last
+    heard of, and ``workers`` is how many others there are.
     """
-    left = ready - max(0, free)
+    left = waiting - int(rate * SOON_S)
     if left <= 0 or workers == 0:
         return 0
-    return left if ready > WIDE else min(left, elsewhere)
+    return left if waiting > WIDE else min(left, elsewhere)

@@ -104,7 +104,7 @@ def claim_failed(connection: Connection, worker: str, instance_id: str, lease_s:
 def with_letters(connection: Connection, worker: str) -> list[str]:
     """The instances held by this worker that have something in their inbox."""
     query = select(InboxItem.instance_id).where(
-        InboxItem.instance_id.in_(select(Instance.id).where(Instance.owner == worker))
+        InboxItem.instance_id.in_(select(Instance.id).where(Instance.owner == worker, Instance.completed_at.is_(None)))
     )
     return list(connection.execute(query.distinct()).scalars())
 

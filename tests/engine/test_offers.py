@@ -197,19 +197,19 @@ async def test_offers_of_a_paused_run_stay(house: House) -> None:
 
 
 async def test_a_wide_fan_out_is_shared(house: House) -> None:
-    """More than a hundred ready nodes without a place here are offered, and the other worker makes some of them."""
-    nodes = [{"id": f"n{i}", "type": "bench/fib", "parameters": {"n": 12}} for i in range(150)]
-    async with house.worker() as driver, house.worker() as other:
-        driver.executor.places._room["thread"] = 1
-        for engine in (driver, other):
-            await engine.workers._beat()
-        await driver.workers._beat()
-        driver.executor.look_round()
+    """More than a hundred nodes that wait long for a place are offered, and the other worker makes some of them."""
+    entered, go = gate("wide")
+    nodes = [{"id": f"n{i}", "type": "test/gate", "parameters": {"gate": "wide"}} for i in range(150)]
+    async with house.worker() as other, house.worker() as driver:
+        driver.executor.places._room["async"] = 1
         id = await started(driver, document(nodes))
+        await entered.wait()
+        await until(driver, id, e.NodeScheduled)
+        go.set()
         events = await history(driver, id)
         assert types(events)[-1] == "instance.completed"
-        workers = {recorded.event.worker for recorded in events if isinstance(recorded.event, e.NodeStarted)}
-        assert workers == {driver.worker, other.worker}
+        begun = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeStarted)]
+        assert {event.worker for event in begun} == {driver.worker, other.worker}
         assert len([kind for kind in types(events) if kind.startswith("node.completed")]) == 150
 
 

@@ -37,15 +37,16 @@ def test_the_nodes_own_word_on_graphics_cards_beats_its_types() -> None:
     assert placing.gpus(Node("a", "x", resources=Resources(gpu=0)), 2) == 0
 
 
-@given(NUMBERS, st.integers(-5, 2_000), NUMBERS, st.integers(0, 50))
-def test_only_what_lacks_a_place_is_shared(ready: int, free: int, elsewhere: int, workers: int) -> None:
-    """Nothing is offered that could start here, nothing without others; a wide fan-out is offered whole."""
-    shared = placing.shared(ready, free, elsewhere, workers)
-    assert 0 <= shared <= max(0, ready - max(0, free))
+@given(NUMBERS, st.floats(0, 10_000), NUMBERS, st.integers(0, 50))
+def test_only_what_would_wait_long_is_shared(waiting: int, rate: float, elsewhere: int, workers: int) -> None:
+    """Nothing is offered that gets a place soon, nothing without others; of a wide fan-out all the rest is."""
+    shared = placing.shared(waiting, rate, elsewhere, workers)
+    rest = max(0, waiting - int(rate * placing.SOON_S))
+    assert 0 <= shared <= rest
     if workers == 0:
         assert shared == 0
-    elif ready > placing.WIDE:
-        assert shared == max(0, ready - max(0, free))
+    elif waiting > placing.WIDE:
+        assert shared == rest
     else:
         assert shared <= elsewhere
 
