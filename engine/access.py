@@ -144,6 +144,8 @@ class Access:
         self._now = now
         self._monotonic = monotonic
         self._known: dict[str, _Known] = {}
+        #: Who asks the database about a token, for everybody who wants to know it now.
+        self._asking: dict[str, asyncio.Task[_Known | None]] = {}
         self._used: dict[str, datetime] = {}
         self._sign_ins: dict[str, _SignIn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,6 +153,7 @@ class Access:
     async def close(self) -> None:
         """Wait until every last use is noted."""
         await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
     # The first start
 
@@ -178,7 +181,7 @@ class Access:
                 await self._db.write(store.delete_token, BOOTSTRAP_TOKEN)
         elif known is None or known.sha256 != _sha256(token):
             await self._db.write(store.put_token, _bootstrap_row(token, self._now()))
-        self._known.pop(BOOTSTRAP_TOKEN, None)
+        self._forget(BOOTSTRAP_TOKEN)
         if token_file is not None:
             await self._keep_local_token(token_file, LOCAL_TOKEN if alone else None)
 
@@ -245,7 +248,7 @@ class Access:
             actor.require(Permission.TOKEN_ADMIN)
         if not await self._db.write(store.revoke_token, actor.project_id, token_id, self._now()):
             raise NotFound("token", token_id)
-        self._known.pop(token_id, None)
+        self._forget(token_id)
 
     # Signing in with a link
 
@@ -272,18 +275,40 @@ class Access:
     async def _lookup(self, id: str) -> _Known | None:
         known = self._known.get(id)
         if known is None or known.fresh_until <= self._monotonic():
-            fresh_until = self._monotonic() + CACHE_SECONDS  # counted from before the question, never from after
-            row = await self._db.read(store.token, id)
-            if row is None or row.revoked_at is not None:
-                self._known.pop(id, None)
+            asking = self._asking.get(id)
+            if asking is None:
+                asking = self._asking[id] = asyncio.create_task(self._ask(id), name="token")
+                asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+            known = await asyncio.shield(asking)
+            if known is None:
                 return None
-            known = _Known(_actor(row), row.sha256, row.expires_at, fresh_until)
-            if len(self._known) >= CACHE_ENTRIES:
-                self._known.clear()
-            self._known[id] = known
         if known.expires_at is not None and known.expires_at <= self._now():
             return None
         return known
+
+    async def _ask(self, id: str) -> _Known | None:
+        """What the database says of a token; asked once for however many sockets come at the same moment."""
+        mine = asyncio.current_task()
+        try:
+            fresh_until = self._monotonic() + CACHE_SECONDS  # counted from before the question, never from after
+            row = await self._db.read(store.token, id)
+            known = None
+            if row is not None and row.revoked_at is None:
+                known = _Known(_actor(row), row.sha256, row.expires_at, fresh_until)
+            if self._asking.get(id) is mine:  # or else it was revoked meanwhile
+                if len(self._known) >= CACHE_ENTRIES:
+                    self._known.clear()
+                self._known.pop(id, None)
+                if known is not None:
+                    self._known[id] = known
+            return known
+        finally:
+            if self._asking.get(id) is mine:
+                del self._asking[id]
+
+    def _forget(self, id: str) -> None:
+        self._known.pop(id, None)
+        self._asking.pop(id, None)
 
     def _note_use(self, id: str) -> None:
         """Write the last use at most once a minute, beside the request and not in its way."""
@@ -336,7 +361,7 @@ class Access:
         if old is not None and await self.authenticate(old) is not None:
             return
         made = await self._new_token(ADMIN_USER, DEFAULT_PROJECT, "local command line", ("admin",), None, id=id)
-        self._known.pop(made.id, None)
+        self._forget(made.id)
         await asyncio.to_thread(_write_token, file, made.text)
 
 

@@ -154,7 +154,10 @@ class _Conversation:
             raise Closed(4429, "Too many initialisation requests")
         named = next((v for k, v in (payload or {}).items() if k.lower() == "authorization"), None)
         self._token = bearer(named) or credentials(self.socket)[0]
-        user = await self.endpoint.authenticate(self._token) if self._token else None
+        try:
+            user = await self.endpoint.authenticate(self._token) if self._token else None
+        except WorkflowError as error:  # the database is away; it says nothing about the token
+            raise Closed(1013, error.message) from None
         if user is None:
             raise Closed(4403, "Forbidden: send a valid token as connection parameter 'Authorization'")
         if self.endpoint.sockets[user.user_id] >= self.limits.sockets_per_user:
