@@ -174,6 +174,11 @@ class Server:
             return 0
         if self.running:
             self._process.send_signal(signal_number)
+        return await self.gone(within)
+
+    async def gone(self, within: float = STOP_TIMEOUT_S) -> int:
+        """Wait for the process to end by itself; its exit code. After ``within`` s it is killed: TimeoutError."""
+        assert self._process is not None, "the server was not started"
         try:
             await asyncio.to_thread(self._process.wait, within)
         except subprocess.TimeoutExpired:

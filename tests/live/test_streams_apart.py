@@ -92,5 +92,5 @@ async def test_a_worker_that_is_drained(server: Server, standing: Cluster) -> No
             if states[-1] == "OFFLINE":
                 break
     assert states[0] == "ONLINE"
-    assert await drained.stop() == 0
+    assert await drained.gone() == 0
     await standing.revive()

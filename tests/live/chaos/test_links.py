@@ -50,7 +50,7 @@ async def test_the_reply_of_a_commit(database: Database, link: Link, reply: Repl
     else:
         with pytest.raises(StorageUnavailable):
             await database.write(say, "lost")
-    assert hit.done.is_set()
+    assert await asyncio.to_thread(hit.wait)
     assert await database.read(said) == stored
     await database.write(say, "next")
     assert await database.read(said) == [*stored, "next"]

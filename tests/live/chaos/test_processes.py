@@ -50,7 +50,7 @@ async def test_an_api_process_lost_before_its_reply(cluster: Cluster, dies: bool
     given = {"workflow": {"id": workflow}, "idempotencyKey": name}
     with pytest.raises(TROUBLE):
         await api.graphql(START, {"input": given})
-    assert hit.done.is_set()
+    assert await asyncio.to_thread(hit.wait)
     [(id,)] = await cluster.sql("SELECT id FROM instances WHERE idempotency_key = :name", name=name)
     again = (await other.graphql(START, {"input": given}))["instanceStart"]
     assert (again["instance"]["id"], again["created"]) == (id, False)
