@@ -56,6 +56,8 @@ SWEEP_S = 5.0
 LEAST_SWEEP_S = 0.5
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
 LOOK_ROUND_S = 0.5
+#: Where somebody waits for a place, workers that have places may take a new run first.
+CROWDED_S = 0.05
 #: The bus's topic on which everybody hears that attempts are offered which ask for nothing in particular.
 OFFERED = "offered"
 GRAPHS_KEPT = 256
@@ -144,6 +146,8 @@ class Executor:
         self._labels = labels
         self._version = version
         self._max_instances = max_instances
+        #: How many other workers there are.
+        self._others = 0
         #: By lane, how many nodes without a place may be offered to others.
         self._lent: dict[str, int] = {}
         #: When was last looked, and how many places had become free by then.
@@ -272,6 +276,8 @@ class Executor:
         while True:
             await self._queue.filled()
             await self._space.wait()
+            if self._others and self.places.crowded:
+                await asyncio.sleep(CROWDED_S)
             ids = self._queue.take(max(0, min(MAX_CLAIM, self._max_instances - len(self._fences))))
             if any(id.startswith("att-") for id in ids):
                 self.offers.knock()
@@ -369,6 +375,7 @@ class Executor:
     def look_round(self) -> None:
         """Let those who wait for a place offer nodes to others, as many as would wait long."""
         others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
+        self._others = len(others)
         now, vacated = clock.monotonic(), dict(self.places.vacated)
         since, before = self._looked
         self._looked = now, vacated

@@ -55,6 +55,11 @@ class Places:
         return list(self._lines[lane])
 
     @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a place."""
+        return any(self._lines.values())
+
+    @property
     def running(self) -> dict[str, int]:
         """Nodes that run now, by lane."""
         return {lane: slots - self._room[lane] for lane, slots in self.slots.items()}
