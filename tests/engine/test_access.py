@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,28 @@ async def test_a_mistyped_token_is_told_from_a_wrong_one(access: Access) -> None
 async def test_junk_is_nobody(access: Access, token: str) -> None:
     """Whatever comes over the wire is answered, not stumbled over."""
     assert await access.authenticate(token) is None
+
+
+async def test_many_who_come_at_once_ask_once(
+    access: Access, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred sockets that come back together cost one question."""
+    made = await access.token_create(LOCAL, "crowd", ["viewer"])
+    crowd = Access(database)
+    asked = 0
+    read = database.read
+
+    async def counted(query: Any, *args: Any) -> Any:
+        nonlocal asked
+        asked += query is store.token
+        return await read(query, *args)
+
+    monkeypatch.setattr(database, "read", counted)
+    actors = await asyncio.gather(*(crowd.authenticate(made.text) for _ in range(200)))
+    assert {actor.token_id for actor in actors if actor is not None} == {made.id}
+    assert None not in actors
+    assert asked == 1
+    await crowd.close()
 
 
 async def test_an_expired_token_ends_to_the_moment(access: Access, clock: Clock) -> None:

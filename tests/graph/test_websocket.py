@@ -246,6 +246,14 @@ async def test_strangers_are_turned_away(endpoint: Endpoint) -> None:
             assert await client.closed() == 4403
 
 
+async def test_nobody_is_let_in_while_the_database_is_away(endpoint: Endpoint, world: World) -> None:
+    """1013 says "try again later", and a client does; 4403 would say that its token is wrong."""
+    world.away = True
+    async with endpoint.client() as client:
+        await client.send({"type": "connection_init", "payload": {"Authorization": f"Bearer {TOKEN}"}})
+        assert await client.closed() == 1013
+
+
 async def test_only_one_subprotocol_is_spoken(endpoint: Endpoint) -> None:
     """Others, the legacy graphql-ws too, are closed with 4406; ours is picked from among several."""
     for protocols in (("graphql-ws",), ()):

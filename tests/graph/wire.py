@@ -13,7 +13,7 @@ import strawberry
 from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
-from flow.errors import Conflict, Invalid, NotFound, Problem
+from flow.errors import Conflict, Invalid, NotFound, Problem, StorageUnavailable
 from graph.access import User
 from graph.execution import extend_deadline
 from graph.limits import Limits
@@ -37,10 +37,13 @@ class World:
     closed: list[str] = field(default_factory=list)
     produced: int = 0
     contexts: int = 0
+    away: bool = False
     go: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def authenticate(self, token: str) -> User | None:
+        if self.away:
+            raise StorageUnavailable("The database server can't be reached.")
         user = self.tokens.get(token)
         return None if user is None else Tester(user)
 
