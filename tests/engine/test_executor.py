@@ -325,7 +325,9 @@ async def test_wait_answers_when_the_run_has_ended(engine: Engine) -> None:
     assert await engine.instances.wait(LOCAL, await started(engine, chain("core/noop")), timedelta(seconds=10)) is (
         InstanceStatus.COMPLETED
     )
+    entered, _ = gate("w")
     id = await started(engine, document([{"id": "a", "type": "test/gate", "parameters": {"gate": "w"}}], name="w"))
+    await entered.wait()
     assert await engine.instances.wait(LOCAL, id, timedelta(milliseconds=200)) is InstanceStatus.RUNNING
 
 
