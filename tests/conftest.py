@@ -8,9 +8,14 @@ import os
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.live.server import Server
+
+# A busy machine makes examples slowly; that says nothing about the code.
+hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("house")
 
 pytest_plugins = ["tests.databases", "tests.redis", "tests.live.cluster"]
 

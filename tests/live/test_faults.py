@@ -102,7 +102,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 def test_a_bad_setting(tmp_path: Path, name: str, value: str) -> None:
     """The setting is named with what is wrong; nothing secret is shown."""
     arguments = ("--port", "8123") if name != "PORT" else ("--log-level", "info")
-    env = {f"MIRRORFLOW_{name}": value}
+    env = {f"MIRRORFLOW_{name}": value, "MIRRORFLOW_WAIT_SECONDS": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "mirrorflow", "serve", *arguments],
         env={key: item for key, item in os.environ.items() if not key.startswith("MIRRORFLOW_")}
