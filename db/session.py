@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 READER_THREADS = 4
 CONNECT_TIMEOUT_S = 5.0
-POOL_TIMEOUT_S = 5.0  # for a free connection
+POOL_TIMEOUT_S = 9.0  # for a free connection; a request is given up after 10 s, and would not know why
 #: A transaction waits for nothing but the database. One that rests longer belongs to a process that was stopped or cut
 #: off, and its locks (a project's row) keep everybody waiting.
 IDLE_IN_TRANSACTION_S = 5
