@@ -58,7 +58,7 @@ async def idle() -> None:
 async def second_worker() -> None:
     """D2: runs a second over one worker and over two, with nodes that wait, that compute, and that do nothing."""
     kinds: list[tuple[str, str, dict[str, Any], int, int, tuple[str, ...]]] = [
-        ("nodes that wait 50 ms, 8 places a worker", "bench/hold", {"seconds": 0.05}, 2, 400, ("--slots", "8")),
+        ("nodes that wait 200 ms, 8 places a worker", "bench/hold", {"seconds": 0.2}, 2, 300, ("--slots", "8")),
         ("nodes that compute 25 ms", "bench/fib", {"n": 27}, 2, 60, ()),
         ("nodes that do nothing", "core/noop", {}, 5, 600, ()),
     ]
