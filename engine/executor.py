@@ -150,6 +150,8 @@ class Executor:
         self._others = 0
         #: By lane, how many nodes without a place may be offered to others.
         self._lent: dict[str, int] = {}
+        #: The lanes in which somebody waited when was last looked.
+        self._waited: set[str] = set()
         #: When was last looked, and how many places had become free by then.
         self._looked: tuple[float, dict[str, int]] = (clock.monotonic(), {})
         self._fences: dict[str, int] = {}
@@ -380,9 +382,14 @@ class Executor:
         since, before = self._looked
         self._looked = now, vacated
         self._lent = {}
+        waited, self._waited = self._waited, set()
         for lane in self.places.slots:
             drives = [waiter for waiter in self.places.in_line(lane) if isinstance(waiter, Drive)]
             waiting = sum(drive.run.ready(lane) for drive in drives)
+            if waiting:
+                self._waited.add(lane)
+            if lane not in waited:  # the rate says nothing yet about those who have just come
+                continue
             rate = (vacated[lane] - before.get(lane, 0)) / max(0.001, now - since)
             elsewhere = sum(max(0, other.free(lane)) for other in others)
             if (lent := placing.shared(waiting, rate, elsewhere, len(others))) > 0:
