@@ -30,7 +30,7 @@ check: $(TEST_STAMP) $(GRAPHIQL_STAMP)  ## what CI runs: style, types, tests, ge
 	$(BIN)/python -m tests.docs --check
 	$(BIN)/mirrorflow schema --check schema.graphql
 	$(BIN)/python -m tests.schema_changes
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 format: $(TEST_STAMP)  ## put the code into shape
 	$(BIN)/ruff check --fix .
