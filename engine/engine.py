@@ -152,6 +152,7 @@ class Engine:
     def drain(self) -> None:
         """Take no new work; what is under way goes on here, or is left to other workers as it comes to rest."""
         self.executor.drain()
+        self.tasks.driver.drain()
         self.workers.drain()
         self.drain_asked.set()
 

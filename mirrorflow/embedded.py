@@ -146,6 +146,7 @@ async def running(settings: Settings, listener: socket.socket, *, works: bool = 
         # What was made so far lives as long as the process; no collection needs to walk it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         yield Serving(url, engine)
 
 

@@ -84,6 +84,7 @@ async def running(settings: Settings, listener: socket.socket | None) -> AsyncIt
         # What was made so far lives as long as the process; no collection needs to walk it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         yield Working(engine, None if listener is None else url_of(listener))
 
 

@@ -262,9 +262,11 @@ def claim(connection: Connection, owner: str, lease_s: float, most: int) -> list
     return [holds[id] for id in ids]
 
 
-def due(connection: Connection) -> bool:
-    """Whether there is a task to claim."""
-    return connection.execute(select(Task.id).where(Task.completed_at.is_(None), _free()).limit(1)).first() is not None
+def due_in(connection: Connection) -> float | None:
+    """Seconds until there is a task to claim, 0 or less if there is one; None if no open task is for anybody."""
+    at = func.min(func.coalesce(Task.lease_until, Task.due_at))
+    row = connection.execute(select(at.label("at"), db_now().label("now")).where(Task.completed_at.is_(None))).one()
+    return None if row.at is None else float((row.at - row.now).total_seconds())
 
 
 def renew(connection: Connection, owner: str, holds: Sequence[Hold], lease_s: float) -> dict[str, bool]:

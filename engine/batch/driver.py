@@ -21,8 +21,9 @@ from flow.errors import Category, Failure, LeaseLost, StorageUnavailable
 
 #: Tasks that one process runs at the same time; the others wait for a place, or for another process.
 MOST = 20
-#: Without any wake-up, tasks to take are looked for this often.
-SWEEP_S = 1.0
+#: Without any wake-up, tasks to take are looked for this often, and when a lease runs out.
+SWEEP_S = 5.0
+LEAST_SWEEP_S = 0.1
 #: The topic on which somebody says that a task waits to be taken.
 WAKE = "tasks"
 
@@ -42,6 +43,7 @@ class Driver:
         self._lease_s = lease_s
         self._runs: dict[str, tuple[Hold, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
+        self._draining = False
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -65,6 +67,12 @@ class Driver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def drain(self) -> None:
+        """Take no more, and let go of what is held for another process to take at once."""
+        self._draining = True
+        for _, task in self._runs.values():
+            task.cancel()
+
     def wake(self) -> None:
         """Some task may want to be taken."""
         self._woken.set()
@@ -72,16 +80,22 @@ class Driver:
     async def _take(self) -> None:
         while True:
             self._woken.clear()
+            pause = SWEEP_S
             try:
-                room = MOST - len(self._runs)
-                if room > 0 and await self._database.read(store.due):
-                    holds = await self._database.write(store.claim, self._worker, self._lease_s, room)
-                    for hold in holds:
-                        self._begin(hold)
+                room = 0 if self._draining else MOST - len(self._runs)
+                if room > 0:
+                    due_in = await self._database.read(store.due_in)
+                    if due_in is not None and due_in <= 0:
+                        for hold in await self._database.write(store.claim, self._worker, self._lease_s, room):
+                            self._begin(hold)
+                        if self._draining:  # asked to while it was claiming
+                            self.drain()
+                    elif due_in is not None:
+                        pause = min(SWEEP_S, max(LEAST_SWEEP_S, due_in))
             except StorageUnavailable as error:
                 log.warning("tasks can't be taken now: %s", error.message)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP_S):
+                async with asyncio.timeout(pause):
                     await self._woken.wait()
 
     async def _keep(self) -> None:
@@ -141,3 +155,4 @@ class Driver:
     async def _let_go(self, hold: Hold) -> None:
         with contextlib.suppress(StorageUnavailable):
             await self._database.write(store.release, hold)
+            self._bus.publish(WAKE, (hold.task_id,))

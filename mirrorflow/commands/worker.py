@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ def worker(
     log_format: Annotated[str | None, typer.Option(help="console or json.", show_default=False)] = None,
 ) -> None:
     """Start a worker for the servers on the same PostgreSQL and Redis."""
+    gc.disable()  # as `serve` does
     from mirrorflow import settings
     from mirrorflow import worker as process
 
