@@ -7,10 +7,13 @@ bound connections and waits. Rules about *which* addresses may be reached belong
 
 from __future__ import annotations
 
+import functools
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 #: Seconds: to connect, to read, to write, to get a connection of the pool. The attempt's timeout bounds them all.
@@ -52,6 +55,7 @@ class Outbound:
             import httpx
 
             self._sync_client = httpx.Client(
+                verify=_certificates(),
                 trust_env=False,
                 timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
@@ -72,6 +76,14 @@ class Outbound:
             sync_client.close()
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust. Read once: it takes as long as a hundred small requests."""
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=False)
+
+
 def _async_client(connections: int | None) -> httpx.AsyncClient:
     import httpx
 
@@ -79,6 +91,7 @@ def _async_client(connections: int | None) -> httpx.AsyncClient:
         _checked(request)
 
     return httpx.AsyncClient(
+        verify=_certificates(),
         trust_env=False,
         timeout=httpx.Timeout(connect=CONNECT, read=READ, write=WRITE, pool=POOL),
         limits=httpx.Limits(max_connections=connections),

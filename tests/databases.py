@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -32,20 +33,26 @@ def postgres_template(postgres: Postgres) -> str:
     return url
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated file to copy from."""
-    path = tmp_path_factory.mktemp("template") / "template.db"
-    migrate.upgrade(f"sqlite:///{path}")
-    return path
+@functools.cache
+def _sqlite_template() -> bytes:
+    """A migrated file to copy from: to migrate takes a hundred times as long."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "template.db"
+        migrate.upgrade(f"sqlite:///{path}")
+        return path.read_bytes()
+
+
+def migrated_sqlite(path: Path) -> str:
+    """The URL of the SQLite database at ``path``, made and migrated if there is none yet."""
+    if not path.exists():
+        path.write_bytes(_sqlite_template())
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     """The URL of a migrated SQLite database of the test's own."""
-    path = tmp_path / "mirrorflow.db"
-    shutil.copyfile(sqlite_template, path)
-    return f"sqlite:///{path}"
+    return migrated_sqlite(tmp_path / "mirrorflow.db")
 
 
 @pytest.fixture

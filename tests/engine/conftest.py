@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from db import migrate
 from db.session import connect
 from engine.access import LOCAL
 from engine.engine import Engine
 from engine.nodes.registry import Registry
 from engine.placement import Runner
 from flow import events as e
+from tests.databases import migrated_sqlite
 from tests.engine.nodes import TEST_TYPES
 
 Start = Callable[..., Awaitable[str]]
@@ -26,8 +26,7 @@ Start = Callable[..., Awaitable[str]]
 async def engine_on(folder: Path, url: str | None = None, **options: Any) -> AsyncIterator[Engine]:
     """A running engine on the SQLite database in this folder, or on that of ``url``; stopped in order at the end."""
     if url is None:
-        url = f"sqlite:///{folder / 'mirrorflow.db'}"
-        migrate.upgrade(url)
+        url = migrated_sqlite(folder / "mirrorflow.db")
     database = connect(url)
     registry = Registry.load()
     for kind in TEST_TYPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import httpx
 
 from tests.live.oracle import hold
-from tests.live.server import QueryFailed, Server
+from tests.live.server import QueryFailed, Server, wait_until
 from tests.live.test_survival import CREATE, START
 
 INSTANCES = 12
@@ -99,6 +100,9 @@ async def test_control_flow_survives_being_killed_at_any_moment(tmp_path: Path) 
         runs = [asyncio.create_task(started(server, workflow, f"key-{i}", i)) for i in range(INSTANCES)]
         approving = asyncio.create_task(approve_whatever_waits(server))
         for _ in range(KILLS):
+            await something_is_stored(
+                tmp_path / "mirrorflow.db"
+            )  # else a slow machine makes every run look like poison
             await asyncio.sleep(chance.uniform(0.05, 0.5))  # the moment of the kill is what is random here
             server.kill()
             await server.start()
@@ -115,6 +119,21 @@ async def test_control_flow_survives_being_killed_at_any_moment(tmp_path: Path) 
         await server.stop()
     await hold(f"sqlite:///{tmp_path / 'mirrorflow.db'}")
     control_oracle(tmp_path / "mirrorflow.db")
+
+
+async def something_is_stored(database: Path) -> None:
+    """Wait until the project's place moves, or for a while."""
+
+    def place() -> int:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT max(change_seq) FROM projects").fetchone()[0])
+
+    async def moved() -> bool:
+        return await asyncio.to_thread(place) > before
+
+    before = await asyncio.to_thread(place)
+    with contextlib.suppress(TimeoutError):
+        await wait_until(moved, within=3)
 
 
 class Asked(Protocol):

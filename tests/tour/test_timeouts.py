@@ -43,7 +43,7 @@ nodes:
 async def test_the_timeout_of_a_run(tour: Tour) -> None:
     """EXECUTION_TIMEOUT: the whole run took too long, whatever it waited for; it is TIMED_OUT, not FAILED."""
     told = await tour.run(
-        "nodes: [{id: rest, type: core/delay, parameters: {duration: 1d}}]", timeout=timedelta(milliseconds=50)
+        "nodes: [{id: rest, type: core/delay, parameters: {duration: 1d}}]", timeout=timedelta(milliseconds=500)
     )
     assert (told.status, told.code) == ("TIMED_OUT", "EXECUTION_TIMEOUT")
     assert told.node("rest") == "CANCELED"
