@@ -6,27 +6,23 @@ import { follow } from "./socket.js";
 import { background, tick } from "./tasks.js";
 import { ago, clock, length } from "./words.js";
 
-const MOST = 100; // runs on the page
+const MOST = 100; // runs on the page: those that have not ended come first
+const AT_ONCE = 3; // more new runs than this in a moment don't fade in: none would be seen before it has moved on
 const FIRST = 50; // runs that it begins with: they and their nodes must fit the cost limit
 const NODES = 16; // nodes shown of each run
 const SHOWN = {
   All: () => true,
-  Running: ({ status }) => ["PENDING", "RUNNING", "PAUSED"].includes(status),
+  Running: open,
   Failed: ({ status }) => ["FAILED", "TIMED_OUT"].includes(status),
   Completed: ({ status }) => status === "COMPLETED",
   Canceled: ({ status }) => status === "CANCELED",
 };
 
-const RUNS = `subscription Runs($after: BigInt) {
-  instanceChanges(after: $after, first: ${FIRST}) {
-    changeSeq
-    snapshot
-    removed
-    added { ...Run }
-    updated { ...Run }
-  }
+function open({ status }) {
+  return ["PENDING", "RUNNING", "PAUSED"].includes(status);
 }
-fragment Run on Instance {
+
+const RUN = `fragment Run on Instance {
   id
   status
   createdAt
@@ -49,6 +45,21 @@ fragment Wait on Awaited {
   ... on Approval { title until viewerCanAnswer }
   ... on ChildInstance { instanceId }
 }`;
+const RUNS = `subscription Runs($after: BigInt) {
+  instanceChanges(after: $after, first: ${FIRST}) {
+    changeSeq
+    snapshot
+    removed
+    added { ...Run }
+    updated { ...Run }
+  }
+}
+${RUN}`;
+// What began long ago and still runs is not among the newest.
+const OPEN = `query Open {
+  instances(first: ${FIRST}, where: { status: { in: [PENDING, RUNNING, PAUSED] } }) { nodes { ...Run } }
+}
+${RUN}`;
 const WORKFLOWS = `query Workflows {
   workflows(first: 100) { nodes { id name displayName description status currentVersion { version } } }
 }`;
@@ -73,7 +84,7 @@ let after = null;
 
 // ---- one run ----
 
-function put(run) {
+function put(run, fades) {
   const known = runs.get(run.id);
   const row = known?.row ?? $("run").content.firstElementChild.cloneNode(true);
   runs.set(run.id, { run, row });
@@ -98,7 +109,7 @@ function put(run) {
   showTimes(run, row, Date.now());
   row.hidden = !SHOWN[shown](run);
   if (!known) {
-    row.classList.add("fresh");
+    row.classList.toggle("fresh", fades);
     part("cancel").addEventListener("click", ({ target }) => send(target, CANCEL, { id: run.id }));
     part("pause").addEventListener("click", ({ target }) => send(target, PAUSE, { id: run.id }));
     part("resume").addEventListener("click", ({ target }) => send(target, RESUME, { id: run.id }));
@@ -171,13 +182,21 @@ function take({ instanceChanges: batch }) {
   if (batch.snapshot) {
     runs.clear();
     $("runs").replaceChildren();
+    ask(OPEN).then(takeOpen, (error) => connection("lost", error.message));
   }
   // A snapshot comes newest first; putting the oldest in first keeps each insertion at the head.
-  for (const run of [...batch.added, ...batch.updated].sort((a, b) => (a.id < b.id ? -1 : 1))) put(run);
+  for (const run of [...batch.added, ...batch.updated].sort((a, b) => (a.id < b.id ? -1 : 1))) {
+    put(run, batch.added.length <= AT_ONCE);
+  }
   for (const id of batch.removed) drop(id);
-  const extra = [...runs.keys()].sort().slice(0, Math.max(0, runs.size - MOST));
-  extra.forEach(drop);
+  const oldest = [...runs.values()].map(({ run }) => run).sort((a, b) => open(a) - open(b) || (a.id < b.id ? -1 : 1));
+  for (const { id } of oldest.slice(0, Math.max(0, runs.size - MOST))) drop(id);
   after = batch.changeSeq;
+  showFilters();
+}
+
+function takeOpen({ instances }) {
+  for (const run of instances.nodes) if (!runs.has(run.id)) put(run, false);
   showFilters();
 }
 

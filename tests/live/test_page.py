@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ BATCH = """mutation ($folder: String!) { batchStart(input: {workflow: {name: "gr
 
 def definition(name: str, *nodes: dict[str, Any]) -> dict[str, Any]:
     """These nodes, one after the other."""
-    edges = [{"source": a["id"], "target": b["id"]} for a, b in zip(nodes, nodes[1:], strict=False)]
+    edges = [{"source": a["id"], "target": b["id"]} for a, b in itertools.pairwise(nodes)]
     return {"name": name, "triggers": [{"id": "by-hand", "type": "manual"}], "nodes": list(nodes), "edges": edges}
 
 
@@ -83,6 +84,21 @@ async def test_a_batch_and_its_server_are_seen(server: Server, page: Page) -> No
     await expect(task.locator(".counts")).to_contain_text("5 of 5")
     await expect(page.locator("#servers")).to_contain_text("local")
     await expect(page.locator("#runs > li[data-status=COMPLETED]")).to_have_count(5)
+
+
+async def test_what_waits_is_not_pushed_off_the_page(server: Server, page: Page) -> None:
+    """However many runs come and end after it, also for those who come later."""
+    for made in (ASKS, GREETS):
+        await server.graphql(CREATE, {"definition": made})
+    await server.graphql(START, {"workflow": "asks"})
+    for _ in range(110):
+        await server.graphql(START, {"workflow": "greets"})
+    await expect(page.locator("#filters")).to_contain_text("Completed 99")
+    await expect(page.locator("#filters")).to_contain_text("Running 1")
+    await page.get_by_role("button", name="Running").click()
+    await expect(page.locator("#runs > li:visible")).to_have_count(1)
+    await page.reload()
+    await expect(page.locator("#filters")).to_contain_text("Running 1")
 
 
 async def test_the_page_comes_back_with_its_server(server: Server, page: Page) -> None:
