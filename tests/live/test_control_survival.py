@@ -100,9 +100,8 @@ async def test_control_flow_survives_being_killed_at_any_moment(tmp_path: Path) 
         runs = [asyncio.create_task(started(server, workflow, f"key-{i}", i)) for i in range(INSTANCES)]
         approving = asyncio.create_task(approve_whatever_waits(server))
         for _ in range(KILLS):
-            await something_is_stored(
-                tmp_path / "mirrorflow.db"
-            )  # else a slow machine makes every run look like poison
+            # Without any progress in between, a slow machine makes every run look like poison.
+            await something_is_stored(tmp_path / "mirrorflow.db")
             await asyncio.sleep(chance.uniform(0.05, 0.5))  # the moment of the kill is what is random here
             server.kill()
             await server.start()
