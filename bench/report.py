@@ -6,6 +6,7 @@ import os
 import platform
 import sqlite3
 import statistics
+import time
 from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,17 @@ def line(workload: str, variant: str, values: list[float], unit: str = "ms", **m
     print(msgspec.json.encode(record | more).decode(), flush=True)
 
 
+def _reference() -> float:
+    """Milliseconds of a fixed piece of plain Python, the best of five: how fast this machine is, and at this hour."""
+
+    def once() -> float:
+        began = time.perf_counter()
+        sum(number for number in range(1_000_000))
+        return (time.perf_counter() - began) * 1000
+
+    return round(min(once() for _ in range(5)), 1)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     model = platform.processor() or platform.machine()
@@ -52,6 +64,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
+        "reference_ms": _reference(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "versions": {
             name: metadata.version(name) for name in ("strawberry-graphql", "sqlalchemy", "uvicorn", "msgspec")
