@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 120_000_000  # a picture of more is refused before it is decoded
 RESOURCES = Resources(cpu=1_000, memory=2_048)
-_READ = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "MPO")
+_READ = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 _MAIN, _DETAILS, _GPS = 0, 0x8769, 0x8825  # EXIF directories
 _ORIENTATION = 0x0112
 
@@ -37,7 +37,7 @@ def missing() -> str | None:
 
 def opened(path: Path) -> Image.Image:
     """The picture, not yet decoded. Raises NodeError VALIDATION: IMAGE_CORRUPT or IMAGE_TOO_LARGE."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if path.is_dir():
         message = f"{path.name!r} is a folder, not a picture."
@@ -48,6 +48,8 @@ def opened(path: Path) -> Image.Image:
             image = Image.open(path, formats=_READ)
     except Image.DecompressionBombError:
         raise _too_large(path) from None
+    except UnidentifiedImageError:
+        raise _corrupt(path, ValueError(f"it is none of {', '.join(_READ)}")) from None
     except Exception as problem:
         raise _corrupt(path, problem) from None
     if image.width * image.height > MAX_PIXELS:

@@ -31,8 +31,9 @@ def ended(status: str, output: Any, error: Mapping[str, Any] | None) -> Done | F
 def files(output: Any) -> tuple[OutputFile, ...]:
     """Every artifact and every file in the output, in its order, each once.
 
-    An artifact is an object with ``artifact`` and ``sha256``; a file one with ``filename`` and ``path`` or
-    ``location``, as the nodes of the families image and storage give it. What a node read has no ``filename``.
+    An artifact is an object with ``artifact`` and ``sha256``; a file one with ``filename`` and ``path``, or with the
+    absolute ``location`` of what was written, as the nodes of the families image, storage and data give it. What a
+    node read has no ``filename``.
     """
     found: dict[tuple[str, str], OutputFile] = {}
     for each in _objects(output):
@@ -45,6 +46,10 @@ def files(output: Any) -> tuple[OutputFile, ...]:
                     name = f"{id}{guess_extension(kind or '') or ''}"
                 found.setdefault(("artifact", id), OutputFile(name, {"artifact": id}, kind, _size(each)))
             case {"filename": str(name), "path": str(path)} | {"filename": str(name), "location": str(path)}:
+                kind = guess_type(name)[0]
+                found.setdefault(("path", path), OutputFile(name, {"path": path}, kind, _size(each)))
+            case {"location": str(path)} if PurePosixPath(path).is_absolute():
+                name = PurePosixPath(path).name
                 kind = guess_type(name)[0]
                 found.setdefault(("path", path), OutputFile(name, {"path": path}, kind, _size(each)))
         if len(found) >= MAX_FILES:

@@ -51,12 +51,15 @@ Folders = Annotated[
     typer.Option(
         "--folder",
         "-f",
+        metavar="FOLDER",
         help="A folder that the server can read: absolute, or below its first allowed root. Repeat it.",
     ),
 ]
 Keywords = Annotated[
     list[str] | None,
-    typer.Option("--keyword", "-k", help="Only folders below with this in the name. Repeat it: any of them."),
+    typer.Option(
+        "--keyword", "-k", metavar="WORD", help="Only folders below with this in the name. Repeat it: any of them."
+    ),
 ]
 Patterns = Annotated[
     list[str] | None,

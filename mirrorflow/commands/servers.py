@@ -96,7 +96,7 @@ def show(name: Name, url: Url = None, token: Token = None, data_dir: DataDir = N
 
 @app.command()
 def register(
-    name: Annotated[str, typer.Argument(help="Its name, unique in the project.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, unique in the project.")],
     address: Annotated[str, typer.Argument(metavar="URL", help="Its address, such as http://127.0.0.1:8188.")],
     type: Annotated[str, typer.Option("--type", "-t", help="comfyui, mirrorflow, http or local.")],
     batch_size: Annotated[int, typer.Option(help="How many items it takes at once.")] = 5,

@@ -139,11 +139,14 @@ def test_files_in_an_output() -> None:
     picture = {"path": "/work/a.jpg", "filename": "a.jpg", "size": 3, "original": {"path": "/in/a.png", "size": 9}}
     artifact = {"artifact": "art-1", "sha256": "0" * 64, "size": 2, "media_type": "image/png"}
     stored = {"location": "/store/b.txt", "filename": "b.txt"}
-    found = files({"first": picture, "list": [picture, {"deep": artifact}, stored], "text": "path"})
+    table = {"location": "/store/c.csv", "count": 3, "size": 7}
+    elsewhere = {"location": "https://example.org/d.png"}, {"location": {"lat": 1}}
+    found = files({"first": picture, "list": [picture, {"deep": artifact}, stored], "t": table, "not": elsewhere})
     assert [(each.name, dict(each.locator), each.size) for each in found] == [
         ("a.jpg", {"path": "/work/a.jpg"}, 3),
         ("art-1.png", {"artifact": "art-1"}, 2),
         ("b.txt", {"path": "/store/b.txt"}, None),
+        ("c.csv", {"path": "/store/c.csv"}, 7),
     ]
 
 
