@@ -216,7 +216,7 @@ class Controls:
             raise Conflict(message, status=now)
         reopened = False
         try:
-            run = await executor.replayed(claim)
+            run = await executor.loader.replayed(claim)
             wanted = failed = [path for path, node in run.snapshot.nodes.items() if node.status is NodeStatus.FAILED]
             if paths is not None:
                 for path in paths:

@@ -43,7 +43,8 @@ from flow.planner import Run
 from flow.states import NodeStatus, SkipReason
 
 if TYPE_CHECKING:
-    from engine.executor import Executor, Prepared
+    from engine.executor import Executor
+    from engine.loading import Prepared
 
 #: Progress is kept at most this often for a node.
 PROGRESS_EVERY_S = 0.25
@@ -208,7 +209,7 @@ class Drive:
         self._check_inbox = False
         seen = {mail.id for mail in self._mail if isinstance(mail, Letter)} | set(self._consumed)
         try:
-            letters = await self._executor.letters(self.instance_id)
+            letters = await self._executor.loader.letters(self.instance_id)
         except StorageUnavailable as error:
             log.warning("drive.inbox_unread", instance=self.instance_id, error=error.message)
             asyncio.get_running_loop().call_later(READ_AGAIN_S, lambda: self.knock(inbox=True))
@@ -272,7 +273,7 @@ class Drive:
         starts = self._starting
         self._planned_at = clock.now()
         while True:
-            room = self._executor.room_for(self.run)
+            room = {} if self._executor.draining else self._executor.sharing.room_for(self.run)
             others = len(self._events) - len(starts)
             for action in self.run.plan(clock.now(), room):
                 match action:
@@ -323,9 +324,9 @@ class Drive:
             self._record(self.run.conclude(path, error.failure(path), None, clock.now(), draw))
             return
         node = self.run.node(path)
-        gpus = self._executor.gpus(node)
+        gpus = self._executor.loader.gpus(node)
         self._record(e.NodeScheduled(path, attempt, node.runs_on, gpus))
-        self._offers.append((made, self._executor.lane(node), gpus))
+        self._offers.append((made, self._executor.loader.lane(node), gpus))
 
     def _complete(self, action: Complete) -> None:
         path, output, artifact = action.path, action.output, action.artifact

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import structlog
-from sqlalchemy import Connection
 
 from db.session import Database
 from db.store import admission, leases
-from db.store import instances as store
 from db.store.instances import Letter
 from db.store.journal import Append, Wake, instance_row
 from db.store.leases import Claim
@@ -37,64 +33,29 @@ from engine.children import Children, farewell
 from engine.definitions import PinnedVersion
 from engine.drive import Drive
 from engine.journal import Journal
-from engine.lru import LRU
+from engine.loading import Found, Loader, claim_and_read, read_claimed
 from engine.offers import Offers
 from engine.placement import Runner
 from engine.places import Places
 from engine.queue import Queue
+from engine.sharing import Sharing
 from engine.workers import Workers
 from flow import events as e
-from flow import placing
-from flow.definition import Node
 from flow.errors import Category, Failure, StorageUnavailable, WorkflowError
 from flow.history import replay
-from flow.planner import Graph, Names, Run, prepare
 
 MAX_CLAIM = 200  # instances in one claim
 MAX_INSTANCES = 1_000  # instances driven at once
 SWEEP_S = 5.0
 LEAST_SWEEP_S = 0.5
 TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
-LOOK_ROUND_S = 0.5
 #: Where somebody waits for a place, workers that have places may take a new run first.
 CROWDED_S = 0.05
 #: The bus's topic on which everybody hears that attempts are offered which ask for nothing in particular.
 OFFERED = "offered"
-GRAPHS_KEPT = 256
-ANY_NUMBER = 1_000_000
 SUSPECT_S = 10.0  # who drove a suspect this long and lives is not killed by it at once
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A version as it is run: its graph, and the names that templates see."""
-
-    graph: Graph
-    workflow_id: str
-    workflow_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a claim needs to go on: the histories of the claimed instances, and their letters."""
-
-    claims: list[Claim]
-    histories: dict[str, list[e.Recorded]]
-    letters: dict[str, list[Letter]]
-
-
-def _claimed(connection: Connection, worker: str, ids: Sequence[str], lease_s: float, suspects: bool) -> Found:
-    """Claim and read in one transaction: on another host's database each of them would be a round trip or three."""
-    return _read(connection, leases.claim(connection, worker, ids, lease_s, suspects=suspects))
-
-
-def _read(connection: Connection, claims: Sequence[Claim]) -> Found:
-    ids = [claim.instance_id for claim in claims]
-    if not ids:
-        return Found([], {}, {})
-    return Found(list(claims), store.histories(connection, ids), store.inbox(connection, ids))
 
 
 class Executor:
@@ -138,26 +99,17 @@ class Executor:
             tell=self.tell,
             call_others=lambda: self._bus.publish(OFFERED, ("",)),
         )
+        self.loader = Loader(database, self.artifacts, runner.registry, self.places, version, labels)
+        self.sharing = Sharing(self.places, workers, worker)
         self.draining = False
         self._database = database
         self._queue = queue
         self._bus = bus
         self._workers = workers
-        self._labels = labels
-        self._version = version
         self._max_instances = max_instances
-        #: How many other workers there are.
-        self._others = 0
-        #: By lane, how many nodes without a place may be offered to others.
-        self._lent: dict[str, int] = {}
-        #: The lanes in which somebody waited when was last looked.
-        self._waited: set[str] = set()
-        #: When was last looked, and how many places had become free by then.
-        self._looked: tuple[float, dict[str, int]] = (clock.monotonic(), {})
         self._fences: dict[str, int] = {}
         self._drives: dict[str, Drive] = {}
         self._knocks: set[str] = set()
-        self._graphs: LRU[str, Prepared] = LRU(GRAPHS_KEPT)
         self._space = asyncio.Event()
         self._space.set()
         self._suspect_tried = asyncio.Event()
@@ -170,7 +122,7 @@ class Executor:
         """Begin to claim and to drive; whatever was left undone is found by the first sweep."""
         of_instances = (self._claiming, self._renewing, self._sweeping, self._trying_suspects)
         of_offers = (self.offers.taking, self.offers.sweeping, self.offers.renewing, self.offers.writing)
-        for loop in (*of_instances, *of_offers, self._hearing, self._hearing_offers, self._looking_round):
+        for loop in (*of_instances, *of_offers, self._hearing, self._hearing_offers, self.sharing.looking_round):
             self._tasks.add(asyncio.create_task(_kept_up(loop), name=loop.__qualname__))
 
     async def stop(self, grace_s: float = 30.0) -> None:
@@ -278,7 +230,7 @@ class Executor:
         while True:
             await self._queue.filled()
             await self._space.wait()
-            if self._others and self.places.crowded:
+            if self.sharing.others and self.places.crowded:
                 await asyncio.sleep(CROWDED_S)
             ids = self._queue.take(max(0, min(MAX_CLAIM, self._max_instances - len(self._fences))))
             if any(id.startswith("att-") for id in ids):
@@ -298,7 +250,7 @@ class Executor:
     async def _claim(self, ids: Sequence[str], *, suspects: bool = False) -> list[Claim]:
         if self._database.dialect != "sqlite":  # whose one writer has more urgent things to do than to read
             try:
-                found = await self._database.write(_claimed, self.worker, ids, self.lease_s, suspects)
+                found = await self._database.write(claim_and_read, self.worker, ids, self.lease_s, suspects)
             except StorageUnavailable:
                 raise
             except Exception:
@@ -326,7 +278,7 @@ class Executor:
         """Read what was claimed, and drive it. What can't be read is tried again when its lease has run out."""
         held = [claim.instance_id for claim in claims]
         try:
-            found = await self._database.read(_read, claims)
+            found = await self._database.read(read_claimed, claims)
         except Exception as error:
             if not isinstance(error, StorageUnavailable) and len(claims) > 1:  # whoever it is spoils nobody else's
                 for claim in claims:
@@ -369,34 +321,6 @@ class Executor:
                 pause = SWEEP_S
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # other workers sweep too, not all at once
 
-    async def _looking_round(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_ROUND_S)
-            self.look_round()
-
-    def look_round(self) -> None:
-        """Let those who wait for a place offer nodes to others, as many as would wait long."""
-        others = [one for one in self._workers.live() if one.id != self.worker and one.state == "ONLINE"]
-        self._others = len(others)
-        now, vacated = clock.monotonic(), dict(self.places.vacated)
-        since, before = self._looked
-        self._looked = now, vacated
-        self._lent = {}
-        waited, self._waited = self._waited, set()
-        for lane in self.places.slots:
-            drives = [waiter for waiter in self.places.in_line(lane) if isinstance(waiter, Drive)]
-            waiting = sum(drive.run.ready(lane) for drive in drives)
-            if waiting:
-                self._waited.add(lane)
-            if lane not in waited:  # the rate says nothing yet about those who have just come
-                continue
-            rate = (vacated[lane] - before.get(lane, 0)) / max(0.001, now - since)
-            elsewhere = sum(max(0, other.free(lane)) for other in others)
-            if (lent := placing.shared(waiting, rate, elsewhere, len(others))) > 0:
-                self._lent[lane] = lent
-                for drive in drives:
-                    drive.knock()
-
     def _until_next(self, due: datetime | None) -> float:
         """How long the sweep may rest: timers beyond ``TIMER_HORIZON_S`` are met by it alone."""
         seconds = (due - clock.now()).total_seconds() if due is not None else SWEEP_S
@@ -432,14 +356,14 @@ class Executor:
         again = False
         try:
             try:
-                prepared = await self._prepared(claim.version_id)
-                run = self._run(claim, prepared, await self.with_large_values(events))
+                prepared = await self.loader.prepared(claim.version_id)
+                run = await self.loader.run(claim, events)
             except (WorkflowError, ArtifactMissing) as error:
                 if isinstance(error, StorageUnavailable):
                     raise
                 await self._refuse(claim, events, error)
                 return
-            drive = Drive(self, claim, run, prepared, await self._with_their_values(letters))
+            drive = Drive(self, claim, run, prepared, await self.loader.with_their_values(letters))
             self._drives[id] = drive
             if id in self._knocks:
                 self._knocks.discard(id)
@@ -471,59 +395,6 @@ class Executor:
                 loop = asyncio.get_running_loop()
                 loop.call_later(max(0.0, seconds), self._queue.wake_here, drive.instance_id, drive.priority)
 
-    async def letters(self, instance_id: str) -> list[Letter]:
-        """What lies in the instance's inbox."""
-        found = (await self._database.read(store.inbox, [instance_id])).get(instance_id, [])
-        return await self._with_their_values(found)
-
-    async def _with_their_values(self, letters: Sequence[Letter]) -> list[Letter]:
-        """The letters with the values that are in the artifact store."""
-        events = [e.Recorded(0, clock.now(), letter.event) for letter in letters]
-        whole = await self.with_large_values(events)
-        return [Letter(letter.id, recorded.event) for letter, recorded in zip(letters, whole, strict=True)]
-
-    async def replayed(self, claim: Claim) -> Run:
-        """The claimed instance as its events say it is."""
-        prepared = await self._prepared(claim.version_id)
-        histories = await self._database.read(store.histories, [claim.instance_id])
-        return self._run(claim, prepared, await self.with_large_values(histories[claim.instance_id]))
-
-    def _run(self, claim: Claim, prepared: Prepared, events: list[e.Recorded]) -> Run:
-        called = Names(claim.instance_id, prepared.workflow_name, claim.project_id)
-        return Run(prepared.graph, events, called)
-
-    async def _prepared(self, version_id: str) -> Prepared:
-        prepared = self._graphs.get(version_id)
-        if prepared is None:
-            pinned = await self._version(version_id)
-            graph = prepare(pinned.definition, self._lane)
-            prepared = Prepared(graph, pinned.workflow_id, pinned.workflow_name)
-            self._graphs[version_id] = prepared
-        return prepared
-
-    def _lane(self, node: Node) -> str:
-        """The lane of a node as its graph has it: its own here, or that of the nodes which are offered."""
-        return self.lane(node) if placing.stays(node, self._labels, self.gpus(node)) else placing.OFFERED
-
-    def lane(self, node: Node) -> str:
-        """The kind of place that the node needs, wherever it runs."""
-        kind = self.runner.registry.get(node.type)
-        return str(kind.placement) if kind is not None else next(iter(self.places.slots))
-
-    def gpus(self, node: Node) -> int:
-        """How many graphics cards the node needs."""
-        kind = self.runner.registry.get(node.type)
-        return placing.gpus(node, kind.resources.gpu if kind is not None and kind.resources is not None else None)
-
-    async def with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
-        """The events with the values that are in the artifact store."""
-        large = [i for i, recorded in enumerate(events) if getattr(recorded.event, "artifact", None) is not None]
-        for i in large:
-            event: Any = events[i].event
-            value = await asyncio.to_thread(self.artifacts.read_json, event.artifact)
-            events[i] = msgspec.structs.replace(events[i], event=msgspec.structs.replace(event, output=value))
-        return events
-
     async def _refuse(self, claim: Claim, events: list[e.Recorded], error: Exception) -> None:
         """An instance whose version can't be run (a node type is gone, say) fails with the reason."""
         snapshot = replay(events)
@@ -544,20 +415,6 @@ class Executor:
                 revoked=list(snapshot.offered),
             )
         )
-
-    # ---- room
-
-    def room_for(self, run: Run) -> Mapping[str, int]:
-        """How many of the run's nodes may be started now, by lane: here, or by those who have places."""
-        if self.draining:
-            return {}
-        room = {**self.places.room(), placing.OFFERED: ANY_NUMBER}
-        for lane, most in self._lent.items():
-            free = max(0, room[lane])
-            lent = max(0, min(most, run.ready(lane) - free))
-            room[lane] = free + lent
-            self._lent[lane] = most - lent
-        return room
 
     # ---- figures
 

@@ -230,7 +230,7 @@ class Instances(Controls):
         if pinned.workflow_id != old.workflow_id:
             raise NotFound("workflow version", pinned.version_id, path=("input", "version"))
         before = forks.completed(history, upto)
-        done = dict(zip(before, await self._executor.with_large_values(list(before.values())), strict=True))
+        done = dict(zip(before, await self._executor.loader.with_large_values(list(before.values())), strict=True))
         new_input = old.input if input is msgspec.UNSET else input
         if problems := input_problems(pinned.definition.input_schema, new_input):
             raise Invalid(problems, path=("input",))

@@ -193,7 +193,7 @@ async def _evaluated(info: Info, instance_id: str, node: str | None, expression:
     workflow = await load.workflow.load(row.workflow_id)
     name = workflow.name if workflow is not None else ""
     history = await engine.database.read(store.events, instance_id)
-    history = await engine.executor.with_large_values(history)
+    history = await engine.executor.loader.with_large_values(history)
     called = Names(instance_id, name, caller(info).project_id)
     run = await asyncio.to_thread(Run, graph, history, called)
     paused = run.snapshot.pause

@@ -43,8 +43,8 @@ class House:
         queue = ArqQueue(self._redis.url, prefix=self._prefix, labels=mine)
         shared = {"alone": False, "labels": mine, "queue": queue, "bus": self._bus}
         async with engine_on(self._folder, self._url, **shared, **options) as engine:
-            executor = engine.executor
-            executor._lane = lambda node: placing.OFFERED if node.runs_on else executor.lane(node)  # type: ignore[method-assign]
+            loader = engine.executor.loader
+            loader._lane = lambda node: placing.OFFERED if node.runs_on else loader.lane(node)  # type: ignore[method-assign]
             yield engine
 
 
