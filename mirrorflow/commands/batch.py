@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mirrorflow.commands.definitions import text_of
-from mirrorflow.commands.options import DataDir, Token, Url, client
+from mirrorflow.commands.options import DataDir, Token, Url, client, values
 from mirrorflow.commands.tasks import printable, size, watched
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ def start(
         "dryRun": dry_run,
     }
     if parameter or parameters_file is not None:
-        given["parameters"] = _parameters(parameter or [], parameters_file)
+        given["parameters"] = values("--parameter", parameter or [], parameters_file)
     for key, value in (("name", name), ("timeout", timeout)):
         if value is not None:
             given[key] = value
@@ -194,28 +192,6 @@ def _batch(
         "outputRoot": output,
         "recursive": not flat,
     }
-
-
-def _parameters(pairs: list[str], file: Path | None) -> dict[str, Any]:
-    from mirrorflow.client import ClientError
-
-    given: dict[str, Any] = {}
-    if file is not None:
-        try:
-            given = json.loads(text_of(str(file)))
-        except ValueError as error:
-            raise ClientError(f"{file} is not JSON: {error}", exit_code=2) from None
-        if not isinstance(given, dict):
-            raise ClientError(f"{file} must hold a JSON object.", exit_code=2)
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise ClientError(f"--parameter {pair}: write it as KEY=VALUE.", exit_code=2)
-        try:
-            given[key] = json.loads(value)
-        except ValueError:
-            given[key] = value
-    return given
 
 
 def _planned(plan: dict[str, Any]) -> str:

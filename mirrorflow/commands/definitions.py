@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mirrorflow.commands.options import DataDir, Token, Url, client
+from mirrorflow.commands.options import DataDir, Token, Url, client, text_of
 
 if TYPE_CHECKING:
     from mirrorflow.client import Client
@@ -117,19 +115,3 @@ async def stored(server: Client, file: str, text: str) -> dict[str, Any]:
         if not refusal.problems:
             raise
         raise ClientError("\n".join(f"{file}: {problem}" for problem in refusal.problems), exit_code=2) from None
-
-
-def text_of(file: str) -> str:
-    """The text of a file; of standard input for ``-``. Raises ClientError if it can't be read."""
-    from mirrorflow.client import ClientError
-
-    if file == "-":
-        return sys.stdin.read()
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ClientError(f"There is no file {file}.", exit_code=2) from None
-    except OSError as error:
-        raise ClientError(f"{file} can't be read: {error.strerror or error}.", exit_code=2) from None
-    except UnicodeDecodeError:
-        raise ClientError(f"{file} is not text in UTF-8.", exit_code=2) from None

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mirrorflow.commands.definitions import stored, text_of, workflow
-from mirrorflow.commands.options import DataDir, Token, Url, client
+from mirrorflow.commands.definitions import stored, workflow
+from mirrorflow.commands.options import DataDir, Token, Url, client, text_of, values
 
 if TYPE_CHECKING:
     from mirrorflow.client import Client
@@ -71,7 +71,7 @@ def run(
 
     is_file = what == "-" or Path(what).suffix in SUFFIXES or Path(what).is_file()
     text = text_of(what) if is_file else None
-    given: dict[str, Any] = {"priority": priority, "input": _input(input or [], input_file)}
+    given: dict[str, Any] = {"priority": priority, "input": values("--input", input or [], input_file)}
     if timeout is not None:
         given["timeout"] = timeout
     if key is not None:
@@ -185,28 +185,6 @@ def cancel(
 
     status = asyncio.run(ask())
     typer.echo(f"{id}: {status if status == 'CANCELED' else f'{status}, being cancelled'}")
-
-
-def _input(pairs: list[str], file: Path | None) -> dict[str, Any]:
-    from mirrorflow.client import ClientError
-
-    given: dict[str, Any] = {}
-    if file is not None:
-        try:
-            given = json.loads(text_of(str(file)))
-        except ValueError as error:
-            raise ClientError(f"{file} is not JSON: {error}", exit_code=2) from None
-        if not isinstance(given, dict):
-            raise ClientError(f"{file} must hold a JSON object.", exit_code=2)
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise ClientError(f"--input {pair}: write it as KEY=VALUE.", exit_code=2)
-        try:
-            given[name] = json.loads(value)
-        except ValueError:
-            given[name] = value
-    return given
 
 
 def _run_of(started: dict[str, Any]) -> Run:
