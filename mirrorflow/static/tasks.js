@@ -70,7 +70,7 @@ function put(task) {
   const part = (name) => row.querySelector(`.${name}`);
   row.dataset.status = task.status;
   part("status").textContent = task.status;
-  part("name").textContent = task.name;
+  part("name").textContent = part("name").title = task.name;
   part("version").textContent = task.type;
   part("id").textContent = task.id;
   part("since").dateTime = task.createdAt;
