@@ -260,13 +260,15 @@ class Pace:
         return None if rate is None else max(0, counts.total - counts.ended) / rate
 
 
-def summary(counts: Counts) -> str:
-    """``12 of 20 done, 3 failed`` as a sentence."""
+def summary(counts: Counts, bare: int = 0) -> str:
+    """``12 of 20 done, 3 failed`` as a sentence; ``bare`` of those that are done gave no output, though asked to."""
     parts = [f"{counts.done:,} of {counts.total:,} done"]
     parts += [
         f"{number:,} {word}" for number, word in ((counts.failed, "failed"), (counts.canceled, "canceled")) if number
     ]
-    return ", ".join(parts) + "."
+    said = ", ".join(parts) + "."
+    missing = f" {bare:,} of them gave no file: what a run's output names lands in the output root."
+    return f"{said}{missing}" if bare else said
 
 
 def batch_end(counts: Counts, stopped: bool) -> tuple[TaskStep, Failure | None]:

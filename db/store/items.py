@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, or_, select, update
+from sqlalchemy import Connection, Text, case, cast, delete, func, or_, select, update
 
 from db.models import Server, TaskItem
 from db.store import bulk, changes
@@ -286,6 +286,14 @@ def cancel_pending(connection: Connection, hold: Hold, at: datetime) -> int:
 def only(connection: Connection, task_id: str) -> Record:
     """The one item of a task that is no batch."""
     return connection.execute(select(*ITEMS.columns).where(TaskItem.task_id == task_id).limit(1)).one()
+
+
+def without_outputs(connection: Connection, task_id: str) -> int:
+    """How many items are done and have no output."""
+    query = select(func.count()).where(
+        TaskItem.task_id == task_id, TaskItem.status == "COMPLETED", cast(TaskItem.outputs, Text) == "[]"
+    )
+    return int(connection.execute(query).scalar_one())
 
 
 def reopen(connection: Connection, task_id: str, statuses: Sequence[str], only: Sequence[str] | None = None) -> int:

@@ -245,7 +245,10 @@ class TaskRun:
                 step, failure, result = await self._end_of_item()
         values: dict[str, Any] = {"progress": batches.progress(counts, True) if counts.total else 1.0, "result": result}
         if self._plan.batch is not None:
-            values |= {"message": batches.summary(counts), "result": msgspec.to_builtins(counts)}
+            bare = 0
+            if self._plan.output_root is not None and counts.done:
+                bare = await self._database.read(ledger.without_outputs, self._hold.task_id)
+            values |= {"message": batches.summary(counts, bare), "result": msgspec.to_builtins(counts)}
         if failure is not None:
             values |= {"message": failure.message, "error": msgspec.to_builtins(failure)}
         self._tell(await self._database.write(store.end, self._hold, step, clock.now(), **values))

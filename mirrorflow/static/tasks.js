@@ -106,7 +106,7 @@ function showTimes({ task, row }, now) {
   if (task.status === "RUNNING" && task.rate) parts.push(`${task.rate.toPrecision(2)} a second`);
   if (task.status === "RUNNING" && task.estimatedEnd) parts.push(`${length(Math.max(0, new Date(task.estimatedEnd) - now))} left`);
   // The engine's own sentence, unless it only counts as this line does.
-  if (task.message && !/^[\d,]+ of [\d,]+ done/.test(task.message)) parts.push(task.message);
+  if (task.message && !/^[\d,]+ of [\d,]+ done[^.]*\.$/.test(task.message)) parts.push(task.message);
   row.querySelector(".counts").textContent = parts.join(" · ");
   row.querySelector(".since").textContent = ago(now - new Date(task.createdAt));
   const end = task.completedAt ? new Date(task.completedAt) : now;

@@ -131,6 +131,7 @@ async def test_an_item_ends_once_and_is_counted_once(database: Database) -> None
     for _ in range(2):
         await database.write(ledger.finish, hold, one, TaskStatus.COMPLETED, AT, result={"x": 1})
     await database.write(ledger.finish, hold, two, TaskStatus.FAILED, AT, error={"code": "X"})
+    assert await database.read(ledger.without_outputs, "task-1") == 1
     await database.write(ledger.give_back, hold, three.id, lost=True)
     row = await row_of(database)
     assert (row.total, row.done, row.failed, row.bytes_total, row.bytes_done) == (3, 1, 1, 30, 10)

@@ -215,6 +215,14 @@ async def test_outputs_land_beside_their_inputs_places_under_names_of_their_own(
     assert output["size"] == len(b"picture")
 
 
+async def test_outputs_that_nobody_gives_are_missed(engine: Engine, tmp_path: Path) -> None:
+    """Where an output root was given, the task says how many items left nothing there."""
+    nodes = [{"id": "n", "type": "core/transform", "parameters": {"output": "{{ filename }}"}}]
+    spec = await project(engine, tmp_path, ["x.txt", "y.txt"], nodes=nodes, output_root="out")
+    row = await ended(engine, await engine.tasks.batch_start(LOCAL, spec))
+    assert row.message.startswith("2 of 2 done. 2 of them gave no file")
+
+
 async def test_the_engines_own_nodes_do_a_batch(engine: Engine, tmp_path: Path) -> None:
     """Without a server named, the project's own takes it; what the run's output names lands; the item says which
     instance it was.
