@@ -52,8 +52,6 @@ PROGRESS_EVERY_S = 0.25
 READ_AGAIN_S = STORE_AGAIN_S = 1.0
 #: So many events are stored at once; control nodes could decide for long without it.
 MAX_APPEND = 1_000
-#: Two workers died on the instance among others, two more on it alone (``db.store.leases``): so will the next.
-MAX_DEATHS = leases.SUSPECT + 2
 
 log = structlog.get_logger(__name__)
 
@@ -198,7 +196,7 @@ class Drive:
         """What ran when the last holder died is lost; an instance that kills every holder is given up."""
         for path in sorted(self.run.executing):
             self._record(self.run.lost(path))
-        if self._claim.lost_claims >= MAX_DEATHS:
+        if self._claim.lost_claims >= leases.POISON:
             message = (
                 f"{self._claim.lost_claims} workers died on this instance without any progress, so it is not tried "
                 "again. Look for a node that takes too much memory or ends its process."

@@ -293,7 +293,7 @@ class Executor:
     async def _trying_suspects(self) -> None:
         while True:
             try:
-                suspect = await self._database.read(leases.next_suspect)
+                suspect = await self._database.read(leases.next_suspect, self.lease_s)
                 if suspect is not None and await self._claim([suspect], suspects=True):
                     self._suspect_tried.clear()
                     await _within(SUSPECT_S, self._suspect_tried.wait())

@@ -5,7 +5,8 @@ append, so a worker that slept past its lease can write nothing, however long it
 
 An instance whose holders died twice without any progress is a *suspect*: perhaps it kills them. Suspects are left out
 of ordinary claims and taken one at a time, so that the next death tells whose fault it was, and nobody is blamed for
-having been there.
+having been there. Who dies on a suspect may have been killed by somebody else again: so a suspect rests before each
+further trial, longer each time, and only one that outlasts a storm of kills is taken for the cause.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class Due:
 
 #: Deaths without progress after which an instance is a suspect.
 SUSPECT = 2
+#: Deaths without progress after which it is given up: the last three came while it was the one suspect, each after a
+#: longer rest.
+POISON = 5
 
 _died = and_(Instance.owner.is_not(None), Instance.lease_until.is_not(None))
 _deaths = Instance.lost_claims + case((_died, 1), else_=0)
@@ -139,7 +143,7 @@ def expire_all(connection: Connection) -> int:
     result = connection.execute(
         # Only open ones have a lease; to say so spares looking through all the others.
         update(Instance)
-        .where(Instance.completed_at.is_(None), Instance.lease_until.is_not(None))
+        .where(Instance.completed_at.is_(None), Instance.lease_until > db_now())
         .values(lease_until=db_now()),
         execution_options={"synchronize_session": False},
     )
@@ -170,12 +174,19 @@ def due(connection: Connection, limit: int) -> list[Due]:
     return [Due(*row) for row in connection.execute(query)]
 
 
-def next_suspect(connection: Connection) -> str | None:
-    """The suspect to try next: the one with the fewest deaths, so that the likeliest culprit comes last."""
+def next_suspect(connection: Connection, lease_s: float) -> str | None:
+    """The suspect to try next: the one with the fewest deaths, so that the likeliest culprit comes last.
+
+    The first trial comes at once, the second after as long as a lease lasts, the third after four times as long.
+    """
+    rested = case(
+        (_deaths == SUSPECT + 1, db_now(-lease_s)), (_deaths == SUSPECT + 2, db_now(-4 * lease_s)), else_=db_now()
+    )
     query = (
         select(Instance.id)
         .where(Instance.completed_at.is_(None), Instance.lost_claims > 0, _free(), _deaths >= SUSPECT)
         .where(or_(Instance.due_at.is_(None), Instance.due_at <= db_now()))
+        .where(or_(Instance.lease_until.is_(None), Instance.lease_until <= rested))
         .order_by(_deaths, Instance.created_at)
         .limit(1)
     )

@@ -356,6 +356,19 @@ async def test_urgent_instances_are_woken_first_and_no_more_than_asked_for(datab
     assert [due.instance_id for due in await database.read(leases.due, 2)] == ["inst-2", "inst-3"]
 
 
+async def test_a_suspect_rests_before_it_is_tried_again(database: Database) -> None:
+    """Whoever died on it may have been killed by somebody else: the first trial comes at once, the next ones later."""
+
+    await database.write(commit, [create(worker=None)])
+    for deaths in range(leases.POISON + 1):
+        suspected = "inst-1" if deaths >= leases.SUSPECT else None
+        rests = leases.SUSPECT < deaths < leases.POISON
+        assert await database.read(leases.next_suspect, 0.0) == suspected
+        assert await database.read(leases.next_suspect, 60.0) == (None if rests else suspected), deaths
+        [claim] = await database.write(leases.claim, "dies", ["inst-1"], 0.0, suspects=suspected is not None)
+        assert claim.lost_claims == deaths
+
+
 async def test_a_lone_process_ends_its_predecessors_leases(database: Database) -> None:
     """At its start; then everything unfinished is due."""
     await database.write(commit, [create("1"), create("2")])

@@ -220,7 +220,7 @@ async def kill(engine: Engine) -> None:
 
 
 async def test_an_instance_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
-    """After two deaths without progress it is tried alone, after two more it is FAILED with POISON; others go on."""
+    """After two deaths without progress it is tried alone, after three more it is FAILED with POISON; others go on."""
     async with engine_on(tmp_path) as engine:
         entered, _ = gate("poison")
         definition = document(
@@ -230,7 +230,7 @@ async def test_an_instance_that_kills_its_workers_is_given_up(tmp_path: Path) ->
         await entered.wait()
         await kill(engine)
     database = connect(f"sqlite:///{tmp_path / 'mirrorflow.db'}")
-    for suspects in (False, True, True):
+    for suspects in (False, True, True, True):
         await database.write(leases.expire_all)
         assert await database.write(leases.claim, "doomed", [id], 0.0, suspects=not suspects) == []
         assert len(await database.write(leases.claim, "doomed", [id], 0.0, suspects=suspects)) == 1
