@@ -38,7 +38,7 @@ def serve(
 ) -> None:
     """Start the server: API and pages, and a worker in the same process."""
     gc.disable()  # a sixth of the start was spent looking through what stays; on again once it is ready
-    from mirrorflow import embedded, settings
+    from mirrorflow import settings
 
     given = settings.load(
         host=host,
@@ -50,6 +50,7 @@ def serve(
         log_level=log_level,
         log_format=log_format,
     )
+    from mirrorflow import embedded  # the whole program: only once the settings are good
 
     async def tell(server: Serving) -> None:
         typer.echo(f"Mirrorflow  {server.link}  (signs you in, once, within ten minutes)")

@@ -39,7 +39,6 @@ def worker(
     """Start a worker for the servers on the same PostgreSQL and Redis."""
     gc.disable()  # as `serve` does
     from mirrorflow import settings
-    from mirrorflow import worker as process
 
     given = settings.load(
         labels=labels,
@@ -55,6 +54,7 @@ def worker(
         log_level=log_level,
         log_format=log_format,
     )
+    from mirrorflow import worker as process
 
     def tell(started: Working) -> None:
         typer.echo(f"Mirrorflow worker  {started.engine.worker}  labels: {', '.join(given.labels) or 'none'}")

@@ -159,11 +159,14 @@ class Cluster:
         for n in range(apis):
             self.members.append(self._member(f"api-{n}", "serve", args=("--no-worker",)))
         for n, labels in enumerate(workers):
-            given = ("--labels", labels) if labels else ()
-            self.members.append(self._member(f"worker-{n}", "worker", args=(*given, "--slots", "100")))
+            self.members.append(self._worker(n, labels))
         for member in self.members:
             member.spawn()
         await asyncio.gather(*(member.ready(120) for member in self.members))
+
+    def _worker(self, n: int, labels: str) -> Member:
+        given = ("--labels", labels) if labels else ()
+        return self._member(f"worker-{n}", "worker", args=(*given, "--slots", "100"))
 
     def _member(self, name: str, command: str, args: tuple[str, ...]) -> Member:
         member = Member(name, self.links, self.postgres, self.redis, self.folder, command, args=args)
@@ -215,6 +218,19 @@ class Cluster:
         for member in dead:
             member.spawn()
         await asyncio.gather(*(member.ready(120) for member in dead))
+
+    @asynccontextmanager
+    async def one_more_worker(self) -> AsyncIterator[Member]:
+        """A further worker without labels, until the end of the block."""
+        member = self._worker(len(self.workers), "")
+        self.members.append(member)
+        try:
+            await member.start(120)
+            yield member
+        finally:
+            self.members.remove(member)
+            await member.stop()
+            await member._http.aclose()
 
     @asynccontextmanager
     async def supervised(self) -> AsyncIterator[None]:

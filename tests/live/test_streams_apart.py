@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.engine.servers.double import doubled
 from tests.live.cluster import Cluster
 from tests.live.mischief import flow, step, stored
 from tests.live.server import Server
@@ -33,6 +34,25 @@ mutation ($input: TaskCreateInput!) {
 """
 EXECUTE = "mutation ($id: ID!) { taskExecute(input: {id: $id}) { __typename ... on UserError { code message } } }"
 TASK_UPDATED = "subscription ($id: ID!) { taskUpdated(id: $id) { status done total } }"
+TASK_UPDATE = """
+mutation ($id: ID!, $priority: Int!) {
+  taskUpdate(input: {id: $id, priority: $priority}) { __typename ... on UserError { code message } }
+}
+"""
+TASKS_UPDATED = """
+subscription ($after: BigInt, $where: TaskWhere) {
+  tasksUpdated(after: $after, where: $where) { id status priority changeSeq }
+}
+"""
+REGISTER = """
+mutation ($input: ServerRegisterInput!) {
+  serverRegister(input: $input) {
+    __typename ... on ServerRegisterPayload { server { id } } ... on UserError { code message }
+  }
+}
+"""
+CHECK = "mutation ($id: ID!) { serverCheckHealth(input: {id: $id}) { __typename ... on UserError { code message } } }"
+SERVER_UPDATED = "subscription ($id: ID!) { serverUpdated(ids: [$id]) { status lastCheck } }"
 WORKERS = "{ workers(where: {state: {in: [ONLINE]}}) { nodes { id pid } } }"
 DRAIN = "mutation ($id: ID!) { workerDrain(input: {id: $id}) { __typename ... on UserError { code message } } }"
 WORKER_UPDATED = "subscription ($id: ID!) { workerUpdated(ids: [$id]) { state } }"
@@ -76,6 +96,46 @@ async def test_a_task_as_it_changes(server: Server) -> None:
                 assert started["taskExecute"]["__typename"] == "TaskExecutePayload", started
     assert statuses[0] == "PENDING"
     assert statuses[-1] == "COMPLETED"
+
+
+async def test_the_tasks_of_a_project_as_they_change(server: Server) -> None:
+    """Made and changed through one API process, heard of at the other; who comes back hears of nothing twice."""
+    workflow = await stored(server, flow("tasks", step("core/noop")))
+    given = {"type": "workflow", "workflow": {"id": workflow}, "name": "seen apart", "start": False}
+    task = (await server.graphql(TASK, {"input": given}))["taskCreate"]["task"]["id"]
+    where = {"name": {"eq": "seen apart"}}
+    async with asyncio.timeout(30):
+        async with aclosing(server.subscribe(TASKS_UPDATED, {"after": 0, "where": where})) as stream:
+            first = (await anext(stream))["tasksUpdated"]
+            assert (first["id"], first["status"]) == (task, "PENDING")
+            await server.graphql(TASK_UPDATE, {"id": task, "priority": 9})
+            second = (await anext(stream))["tasksUpdated"]
+            assert (second["id"], second["priority"]) == (task, 9)
+        await server.graphql(EXECUTE, {"id": task})
+        statuses = []
+        async with aclosing(server.subscribe(TASKS_UPDATED, {"after": second["changeSeq"], "where": where})) as stream:
+            async for data in stream:
+                assert int(data["tasksUpdated"]["changeSeq"]) > int(second["changeSeq"])
+                statuses.append(data["tasksUpdated"]["status"])
+                if statuses[-1] == "COMPLETED":
+                    break
+    assert "PENDING" not in statuses
+
+
+async def test_a_server_that_is_checked(server: Server) -> None:
+    """Registered and checked through one API process; the other shows how its status changes."""
+    async with doubled() as double:
+        given = {"name": "apart", "url": double.url, "type": "HTTP", "enabled": False}
+        made = (await server.graphql(REGISTER, {"input": given}))["serverRegister"]
+        assert made["__typename"] == "ServerRegisterPayload", made
+        id = made["server"]["id"]
+        async with asyncio.timeout(30), aclosing(server.subscribe(SERVER_UPDATED, {"id": id})) as stream:
+            assert (await anext(stream))["serverUpdated"]["lastCheck"] is None
+            checked = await server.graphql(CHECK, {"id": id})
+            assert checked["serverCheckHealth"]["__typename"] == "ServerCheckHealthPayload", checked
+            told = (await anext(stream))["serverUpdated"]
+            assert told["status"] == "ONLINE"
+            assert told["lastCheck"] is not None
 
 
 async def test_a_worker_that_is_drained(server: Server, standing: Cluster) -> None:
