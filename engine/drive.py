@@ -236,8 +236,8 @@ class Drive:
                     self._record(event)
             case e.NodeFailed(path=path, error=error, usage=usage):
                 self._record(self.run.conclude(path, error, usage, clock.now(), random.uniform(-1, 1)))
-            case e.NodeLost(path=path):
-                self._record(self.run.lost(path))
+            case e.NodeLost(path=path, handed_over=handed_over):
+                self._record(self.run.lost(path, handed_over=handed_over))
             case e.NodeCanceled(path=path) if self.run.snapshot.nodes[path].status is NodeStatus.PENDING:
                 self._record(e.NodeSkipped(path, SkipReason.INSTANCE_ENDED.value))
             case _:
@@ -257,7 +257,7 @@ class Drive:
                 self._record(self.run.conclude(path, failure, usage, clock.now(), draw))
             case Stopped():
                 if self._executor.draining:
-                    self._record(self.run.lost(path))
+                    self._record(self.run.lost(path, handed_over=True))
                 else:
                     self._record(e.NodeCanceled(path, state.attempt))
             case _:

@@ -128,7 +128,8 @@ class Executor:
     async def stop(self, grace_s: float = 30.0) -> None:
         """Claim nothing more, let running nodes finish within the grace, stop the others, give every lease back."""
         self.drain()
-        needed = {loop.__qualname__ for loop in (self._renewing, self.offers.renewing, self.offers.writing)}
+        still = (self._renewing, self.offers.taking, self.offers.renewing, self.offers.writing)
+        needed = {loop.__qualname__ for loop in still}
         await _end([task for task in self._tasks if task.get_name() not in needed])
         await asyncio.gather(self.offers.stop(grace_s), _over(self._driving, grace_s))
         for drive in list(self._drives.values()):

@@ -11,6 +11,8 @@ to the instance, written together for all attempts that have something to say at
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import random
 from collections.abc import Callable, Iterable
 
@@ -41,7 +43,7 @@ log = structlog.get_logger(__name__)
 class _Work:
     """An offer under way here."""
 
-    __slots__ = ("began", "lines", "progress", "said", "taken", "task", "timer")
+    __slots__ = ("began", "lines", "progress", "said", "stopping", "taken", "task", "timer", "unwanted")
 
     def __init__(self, taken: Taken) -> None:
         self.taken = taken
@@ -51,6 +53,15 @@ class _Work:
         self.began = False
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
+        self.stopping = False
+        #: Nobody waits for what comes of it.
+        self.unwanted = False
+
+    def stop(self) -> None:
+        """Cancel it, once and not before its first step, as ``engine.drive.Drive`` does and for the same reasons."""
+        if not self.stopping and self.task is not None:
+            self.stopping = True
+            asyncio.get_running_loop().call_soon(self.task.cancel)
 
 
 class Offers:
@@ -82,6 +93,8 @@ class Offers:
         self._tell = tell
         self._call_others = call_others
         self._draining = False
+        #: Held from asking for offers until what came is begun, or given back.
+        self._claiming = asyncio.Lock()
         #: There was more to take than places, and the others have been told.
         self._full = False
         self._work: dict[str, _Work] = {}
@@ -101,16 +114,20 @@ class Offers:
     def stop_one(self, id: str) -> None:
         """This attempt is not wanted any more."""
         work = self._work.get(id)
-        if work is not None and work.task is not None:
-            work.task.cancel()
+        if work is not None:
+            work.unwanted = True
+            work.stop()
 
     async def stop(self, grace_s: float) -> None:
         """Take nothing more, let attempts finish within the grace, stop the others, and write what came of them."""
         self.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0), self._claiming:
+                pass
         if tasks := [work.task for work in self._work.values() if work.task is not None]:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
-            for task in late:
-                task.cancel()
+            for work in list(self._work.values()):
+                work.stop()
             if late:
                 await asyncio.wait(late, timeout=15.0)
         try:
@@ -124,11 +141,6 @@ class Offers:
         self._draining = True
         self._places.stand_in_line(self, ())
 
-    @property
-    def held(self) -> int:
-        """How many attempts of others are made here."""
-        return len(self._work)
-
     # ---- loops, kept up by the executor
 
     async def taking(self) -> None:
@@ -141,23 +153,29 @@ class Offers:
                 if not room:
                     break
                 try:
-                    taken = await self._database.write(
-                        store.claim, self._worker, self._lease_s, self._labels, room, self._gpus
-                    )
+                    if not await self._take(room):
+                        break
                 except StorageUnavailable as error:
                     log.warning("offers.claim_failed", error=error.message)
                     await asyncio.sleep(RETRY_S)
-                    continue
-                for one in taken:
-                    self._begin(one)
-                if not taken:
-                    break
             full = {lane for lane, free in self._places.room().items() if free <= 0}
             wanted = full and not self._draining and await self._offered()
             self._places.stand_in_line(self, full if wanted else ())
             if wanted and not self._full:
                 self._call_others()
             self._full = bool(wanted)
+
+    async def _take(self, room: dict[str, int]) -> bool:
+        """Take what fits; whether there was something. What comes when this worker drains already is given back."""
+        async with self._claiming:
+            taken = await self._database.write(store.claim, self._worker, self._lease_s, self._labels, room, self._gpus)
+            if not self._draining:
+                for one in taken:
+                    self._begin(one)
+            elif taken:
+                await self._database.write(store.release, self._worker, [one.id for one in taken])
+                self._call_others()
+        return bool(taken)
 
     async def sweeping(self) -> None:
         """The safety net: offers that no wake-up told of, and those whose holders are gone."""
@@ -200,12 +218,41 @@ class Offers:
                 self._filled.set()
                 await asyncio.sleep(RETRY_S)
                 continue
+            except Exception:
+                log.exception("offers.refused", reports=len(reports))
+                await self._written_apart(reports)
+                continue
             except BaseException:
                 self._outbox[:0] = reports
                 raise
-            self._tell(wakes)
-            if not self._outbox:
+            self._told(wakes)
+
+    async def _written_apart(self, reports: list[Report]) -> None:
+        """One by one, so that a report that can't be stored keeps no other back: its node fails instead."""
+        try:
+            while reports:
+                try:
+                    self._told(await self._database.write(store.report, self._worker, reports[:1]))
+                except StorageUnavailable:
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                except Exception as error:
+                    log.exception("offers.refused_one", instance=reports[0].instance_id)
+                    if (instead := _told_failed(reports[0], error)) is not None:
+                        reports[0] = instead
+                        continue
+                del reports[0]
+        finally:
+            self._outbox[:0] = reports
+            if self._outbox:
+                self._filled.set()
+            else:
                 self._written.set()
+
+    def _told(self, wakes: list[Wake]) -> None:
+        self._tell(wakes)
+        if not self._outbox:
+            self._written.set()
 
     async def _offered(self) -> bool:
         try:
@@ -237,7 +284,10 @@ class Offers:
                 case Broke(failure=failure, usage=usage):
                     end = e.NodeFailed(path, number, failure, usage)
         except asyncio.CancelledError:
-            end = e.NodeLost(path, number, self._worker) if self._draining else e.NodeCanceled(path, number)
+            if work.unwanted:
+                end = e.NodeCanceled(path, number)
+            else:
+                end = e.NodeLost(path, number, self._worker, handed_over=True)
         except Exception as error:
             log.exception("offers.broken", instance=taken.instance_id, node=path)
             message = f"The engine could not run the node: {getattr(error, 'message', repr(error))}"
@@ -299,3 +349,15 @@ class Offers:
         )
         self._written.clear()
         self._filled.set()
+
+
+def _told_failed(report: Report, error: Exception) -> Report | None:
+    """Instead of a report that can't be stored: that its node failed. None if it said no end, or that already."""
+    match report.events[-1] if report.over else None:
+        case e.NodeFailed(error=Failure(code="INTERNAL")) | None:
+            return None
+        case end:
+            message = f"What came of the node can't be stored: {error!r}"[:2_000]
+            began = [event for event in report.events if isinstance(event, e.NodeStarted)]
+            failed = e.NodeFailed(end.path, getattr(end, "attempt", 0), Failure("INTERNAL", Category.INTERNAL, message))
+            return dataclasses.replace(report, events=[*began, failed], artifacts=())

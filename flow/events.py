@@ -329,10 +329,12 @@ class NodeCanceled(NodeEvent, frozen=True, omit_defaults=True, tag="node.cancele
 
 
 class NodeLost(NodeEvent, frozen=True, omit_defaults=True, tag="node.lost"):
-    """The worker that ran the attempt died in the middle; its next attempt is due at once."""
+    """The worker that ran the attempt died in the middle, or handed it over; its next attempt is due at once."""
 
     attempt: int
     worker: str | None = None
+    #: The worker was stopped in good order and gave up what it could not finish in time.
+    handed_over: bool = False
 
 
 AnyEvent = (

@@ -29,7 +29,8 @@ class NodeState:
     """One node's attempts so far.
 
     ``ordinal`` counts nodes in the order of their first event. ``lost`` counts attempts that don't count as
-    failures of the node: they died with their worker, or were made before a retry by hand. ``started_seq`` and
+    failures of the node: they ended with their worker, or were made before a retry by hand; ``deaths`` counts those
+    whose worker died, and not those that it handed over. ``started_seq`` and
     ``first_start`` are the sequence number and the instant of the *first* start. ``due`` is when the next attempt
     is made, or when a wait is over. ``offer`` is set while other workers are asked to make the attempt, or one of them
     makes it. ``given_input`` is what a debugger gave it instead of its own input.
@@ -39,6 +40,7 @@ class NodeState:
     status: NodeStatus = NodeStatus.PENDING
     attempt: int = 0
     lost: int = 0
+    deaths: int = 0
     output: Any = None
     artifact: e.Artifact | None = None
     error: Failure | None = None
@@ -60,7 +62,7 @@ class NodeState:
 
     def reset(self) -> None:
         """The node is to run again; its attempts go on counting, its failures start anew."""
-        self.lost = self.attempt
+        self.lost, self.deaths = self.attempt, 0
         self.started_seq = 0
         self.output = self.artifact = self.error = self.skip_reason = self.due = self.awaited = self.answer = None
         self.offer = None
@@ -269,8 +271,9 @@ class Snapshot:
             case e.NodeRetrying(error=error, due=due):
                 node.error, node.due = error, due
                 self.retrying.add(path)
-            case e.NodeLost():
+            case e.NodeLost(handed_over=handed_over):
                 node.lost += 1
+                node.deaths += not handed_over
                 node.due = at
                 self.retrying.add(path)
             case e.NodeCompleted(output=output, artifact=artifact, usage=usage, cached=cached):

@@ -334,13 +334,13 @@ class Run(Books):
             case _:
                 assert_never(decision)
 
-    def lost(self, path: str) -> e.AnyEvent:
-        """What becomes of a node whose worker died in the middle of it, by its ``on_lost``.
+    def lost(self, path: str, *, handed_over: bool = False) -> e.AnyEvent:
+        """What becomes of a node whose worker died in the middle of it, or handed it over, by its ``on_lost``.
 
         An offered one that several workers died of is given up: only it fails, and no more workers die.
         """
         state = self.snapshot.nodes[path]
-        if state.offer is not None and state.lost + 1 >= placing.MAX_DEATHS:
+        if state.offer is not None and not handed_over and state.deaths + 1 >= placing.MAX_DEATHS:
             message = (
                 f"{placing.MAX_DEATHS} workers died in the middle of this node, so it is not tried again. Look whether "
                 "it takes too much memory or ends its process."
@@ -348,7 +348,7 @@ class Run(Books):
             poison = Failure("POISON", Category.WORKER_LOST, message, node_id=path, attempt=state.attempt)
             return e.NodeFailed(path=path, attempt=state.attempt, error=poison)
         if self.node(path).on_lost == "retry":
-            return e.NodeLost(path=path, attempt=state.attempt, worker=state.worker)
+            return e.NodeLost(path=path, attempt=state.attempt, worker=state.worker, handed_over=handed_over)
         message = "The worker died in the middle of this node, and `on_lost: fail` forbids running it again."
         failure = Failure(
             code="WORKER_LOST", category=Category.WORKER_LOST, message=message, node_id=path, attempt=state.attempt

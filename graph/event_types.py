@@ -282,12 +282,17 @@ class NodeCanceledEvent(NodeEvent):
     attempt: int = field(description="The attempt that was stopped, from 1.")
 
 
-@strawberry.type(description="The worker that ran a node died in the middle; the next attempt is due at once.")
+@strawberry.type(
+    description="The worker that ran a node died in the middle, or handed it over; the next attempt is due at once."
+)
 class NodeLostEvent(NodeEvent):
     """See ``flow.events.NodeLost``."""
 
     attempt: int = field(description="The attempt that was lost, from 1.")
-    worker: str | None = field(description="The worker that died.")
+    worker: str | None = field(description="The worker that is gone.")
+    handed_over: bool = field(
+        description="True: the worker was stopped in good order and gave up what it could not finish in time."
+    )
 
 
 @strawberry.type(description="A node is offered to other workers: whoever has the labels and a free place starts it.")

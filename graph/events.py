@@ -170,8 +170,8 @@ def event(instance_id: str, recorded: e.Recorded, actor: Actor | None) -> Instan
             return NodeSkippedEvent(**common, skip_reason=SkipReason(reason))
         case e.NodeCanceled(attempt=attempt):
             return NodeCanceledEvent(**common, attempt=attempt)
-        case e.NodeLost(attempt=attempt, worker=worker):
-            return NodeLostEvent(**common, attempt=attempt, worker=worker)
+        case e.NodeLost(attempt=attempt, worker=worker, handed_over=handed_over):
+            return NodeLostEvent(**common, attempt=attempt, worker=worker, handed_over=handed_over)
         case _:
             assert_never(fact)
 

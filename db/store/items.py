@@ -273,10 +273,13 @@ def give_back(
     )
 
 
-def cancel_pending(connection: Connection, hold: Hold, at: datetime) -> int:
-    """Cancel some of the items that have not gone out, at most a few thousand; how many. Call until it is 0."""
+def cancel_rest(connection: Connection, hold: Hold, at: datetime) -> int:
+    """Cancel some of the items that have not ended, at most a few thousand; how many. Call until it is 0.
+
+    Nothing may be under way any more: what says that it runs was left over, and would keep its server's place for ever.
+    """
     row = held(connection, hold)
-    ids = _some(connection, hold.task_id, ("PENDING",))
+    ids = _some(connection, hold.task_id, ("PENDING", "RUNNING"))
     if ids:
         connection.execute(update(TaskItem).where(TaskItem.id.in_(ids)).values(status="CANCELED", completed_at=at))
         set_task(connection, hold.task_id, canceled=row.canceled + len(ids))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Table, delete, insert, literal, or_, select, text, update
+from sqlalchemy import Connection, Table, case, delete, insert, literal, null, or_, select, text, update
 
 from db.models import Artifact, InboxItem, Instance, RemoteAttempt
 from db.store import bulk
@@ -235,12 +235,15 @@ def expire(connection: Connection) -> list[Wake]:
 
 
 def release(connection: Connection, worker: str, ids: Sequence[str]) -> None:
-    """Give offers back that were taken but not begun."""
+    """Give offers back that were taken but not begun. The lease of one that was revoked meanwhile has run out."""
     _lock(connection, ids)
     mine = RemoteAttempt.id.in_(list(ids)), RemoteAttempt.owner == worker
-    connection.execute(
-        update(RemoteAttempt).where(*mine).values(owner=None, lease_until=None), execution_options=_NO_SYNC
-    )
+    wanted = RemoteAttempt.revoked.is_(False)
+    values = {
+        "owner": case((wanted, null()), else_=RemoteAttempt.owner),
+        "lease_until": case((wanted, null()), else_=db_now()),
+    }
+    connection.execute(update(RemoteAttempt).where(*mine).values(**values), execution_options=_NO_SYNC)
 
 
 def revoke(connection: Connection, instance_id: str, paths: Sequence[str]) -> list[Wake]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.batch.outputs import OutputRefused, Staging, described
+from engine.batch.outputs import PART, OutputRefused, Staging, described
 from engine.servers.contract import OutputFile, ServerClient
 from flow.batches import safe_name
 
@@ -41,14 +41,15 @@ async def fetch(staging: Staging, client: ServerClient, ref: str, files: Sequenc
         if isinstance(path, str) and Path(path).is_relative_to(staging.root):
             there.append(await asyncio.to_thread(described, path))
             continue
-        target = staging.fetched / f"{number}-{safe_name(file.name)[-200:]}"
+        target = staging.fetched / str(number) / safe_name(file.name)
         if not await asyncio.to_thread(target.exists):
             await _fetched(client, ref, file, target)
     return there
 
 
 async def _fetched(client: ServerClient, ref: str, file: OutputFile, target: Path) -> None:
-    part = target.with_name(target.name + ".part")
+    await asyncio.to_thread(target.parent.mkdir, exist_ok=True)
+    part = target.with_name(PART)
     size = 0
     with await asyncio.to_thread(part.open, "wb") as opened:
         waiting: list[bytes] = []

@@ -4,12 +4,14 @@ Every attempt has a staging folder ``<output root>/.mirrorflow/<item>/<attempt>`
 (``output_dir`` of its input), ``fetched`` holds what was fetched from the server. A file lands by a hard link from
 there to its place (linking to a name that exists fails, so nobody's file is overwritten, without a race), and
 staging is removed only after the ledger knows. So whoever died in between is recognised: a name that is linked to the
-item's staging is the item's own. Where there are no hard links, a rename takes their place.
+item's staging is the item's own. Where a file system has no hard links, an empty file reserves the name, a note in the
+staging says so, and a copy takes the empty file's place; a death between the first two leaves the empty file behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -21,7 +23,10 @@ from typing import Any
 from flow import batches
 
 STAGING = ".mirrorflow"
+#: A file that is still being fetched; no name that ``safe_name`` gives begins with a dot.
+PART = ".part"
 _CHUNK = 1 << 20
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _MOST_NAMES = 100_000
 
 
@@ -74,8 +79,13 @@ class Staging:
 
     @property
     def fetched(self) -> Path:
-        """What was fetched."""
+        """What was fetched: each file in a folder of its own, named by its number, since two may have one name."""
         return self.item / str(self.attempt) / "fetched"
+
+    def note(self, source: Path) -> Path:
+        """Where it is noted that a name is reserved for this file, in this and later attempts."""
+        said = os.fsencode(source.relative_to(self.item / str(self.attempt)))
+        return self.item / "reserved" / hashlib.sha256(said).hexdigest()
 
     def make(self) -> None:
         """Both folders are there, and can be written by the run."""
@@ -107,24 +117,21 @@ def place(staging: Staging, relative: str) -> list[Placed]:
     earlier = _inodes(staging)
     for source, name in _left(staging):
         _sync(source)
-        target = _linked(source, folder / os.path.dirname(name), os.path.basename(name), earlier)
+        target = _landed(source, folder / os.path.dirname(name), os.path.basename(name), earlier, staging.note(source))
         placed.append(Placed(str(target), *_digest(target)))
     return placed
 
 
 def _left(staging: Staging) -> Iterator[tuple[Path, str]]:
     """The files of the attempt, with the names that they want; links and special files don't count."""
-    for top, numbered in ((staging.out, False), (staging.fetched, True)):
+    for top, fetched in ((staging.out, False), (staging.fetched, True)):
         for folder, below, names in os.walk(top):
             below.sort()
             for name in sorted(names):
                 path = Path(folder) / name
-                if path.is_file() and not path.is_symlink() and not name.endswith(".part"):
-                    said = path.relative_to(top)
-                    if numbered:  # "<number>-<name>", numbered since two may have one name
-                        yield path, said.name.partition("-")[2]
-                    else:
-                        yield path, str(Path(*map(_utf8, said.parts)))
+                if path.is_symlink() or not path.is_file() or (fetched and name == PART):
+                    continue
+                yield path, name if fetched else str(Path(*map(_utf8, path.relative_to(top).parts)))
 
 
 def _utf8(name: str) -> str:
@@ -143,30 +150,62 @@ def _inodes(staging: Staging) -> set[tuple[int, int]]:
     return found
 
 
-def _linked(source: Path, folder: Path, wanted: str, own: set[tuple[int, int]]) -> Path:
+def _landed(source: Path, folder: Path, wanted: str, own: set[tuple[int, int]], note: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for _, name in zip(range(_MOST_NAMES), batches.distinct_names(wanted), strict=False):
         target = folder / name
-        try:
-            os.link(source, target)
-        except FileExistsError:
-            there = _inode(target)
-            if there in own:  # an earlier attempt's, which the ledger was not told of
-                again = folder / f".{source.stat().st_ino}.part"
-                again.unlink(missing_ok=True)
-                os.link(source, again)
-                again.replace(target)
-            elif there != _inode(source):
-                continue
-        except OSError:
-            if os.path.lexists(target):
-                continue
-            shutil.copyfile(source, part := folder / f".{source.stat().st_ino}.part")
-            _sync(part)
-            part.replace(target)
+        if _reserved(note) == target:
+            _copied(source, target)
+        else:
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                there = _inode(target)
+                if there in own:  # an earlier attempt's, which the ledger was not told of
+                    again = folder / f".{source.stat().st_ino}.part"
+                    again.unlink(missing_ok=True)
+                    os.link(source, again)
+                    again.replace(target)
+                elif there != _inode(source):
+                    continue
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if not _reserve(target, note):
+                    continue
+                _copied(source, target)
         _sync(folder)
         return target
     raise OutputRefused("TOO_MANY_OUTPUTS", f"There are {_MOST_NAMES:,} files called like {wanted!r} already.")
+
+
+def _reserved(note: Path) -> Path | None:
+    """The name that is reserved for the file of the note."""
+    try:
+        return Path(os.fsdecode(note.read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def _reserve(target: Path, note: Path) -> bool:
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    note.parent.mkdir(exist_ok=True)
+    note.write_bytes(os.fsencode(target))
+    return True
+
+
+def _copied(source: Path, target: Path) -> None:
+    """The file takes the place of what has its reserved name."""
+    part = target.with_name(f".{source.stat().st_ino}.part")
+    try:
+        shutil.copyfile(source, part)
+        _sync(part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _inode(path: Path) -> tuple[int, int]:

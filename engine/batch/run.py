@@ -212,9 +212,8 @@ class TaskRun:
         await self._attempts.give_up()
         if self._attempts.broken is not None:
             raise self._attempts.broken
-        if self._stop is not None or self._attempts.stopped:
-            while await self._database.write(ledger.cancel_pending, self._hold, clock.now()):
-                pass
+        while await self._database.write(ledger.cancel_rest, self._hold, clock.now()):
+            pass
         await self._tidy()
         await self._end()
 

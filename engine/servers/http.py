@@ -106,8 +106,8 @@ class Http:
         post = self._posts.get(ref)
         try:
             if post is not None:
-                ended = await asyncio.shield(post)
-                if ended is not None:
+                await asyncio.wait({post})  # who stops following does not take back the POST
+                if not post.cancelled() and (ended := post.result()) is not None:
                     return self._results.pop(ref, ended)
         except ServerFailed as error:
             return error.failed
@@ -118,6 +118,9 @@ class Http:
     async def cancel(self, ref: str) -> None:
         """DELETE it."""
         if (post := self._posts.pop(ref, None)) is not None:
+            # Nobody will say what became of it: its follower is told so.
+            said = f"The request to {self._wire.name} was given up before it was answered."
+            self._results[ref] = refused("CANCELED", said, category=Category.CANCELED)
             post.cancel()
         try:
             answer = await self._wire.ask("DELETE", _path(ref))

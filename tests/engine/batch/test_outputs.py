@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from engine.batch.outputs import OutputRefused, Staging, place
+from flow.batches import safe_name
+
+
+@pytest.fixture(autouse=True, params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this holds on file systems with hard links, and on those without."""
+
+    def refuse(_: object, target: object) -> None:
+        raise FileExistsError(str(target)) if os.path.lexists(str(target)) else PermissionError(errno.EPERM, "no links")
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
 
 
 def staged(root: Path, item: str, attempt: int = 1, **files: str) -> Staging:
@@ -17,6 +31,12 @@ def staged(root: Path, item: str, attempt: int = 1, **files: str) -> Staging:
     for name, content in files.items():
         (staging.out / name.replace("_", ".")).write_text(content)
     return staging
+
+
+def fetch(staging: Staging, name: str, content: str) -> None:
+    """Its server gave this file."""
+    (staging.fetched / "1").mkdir()
+    (staging.fetched / "1" / name).write_text(content)
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -33,7 +53,7 @@ def test_outputs_land_in_the_inputs_relative_folder(tmp_path: Path) -> None:
     staging = staged(tmp_path, "item-1", a_jpg="x")
     (staging.out / "thumbs").mkdir()
     (staging.out / "thumbs" / "a.jpg").write_text("small")
-    (staging.fetched / "1-b.png").write_text("fetched")
+    fetch(staging, "b.png", "fetched")
     placed = place(staging, "2024/旅行/in.raw")
     assert tree(tmp_path) == {
         "2024/旅行/a.jpg": "x", "2024/旅行/b.png": "fetched", "2024/旅行/thumbs/a.jpg": "small",
@@ -48,7 +68,7 @@ def test_two_inputs_with_one_output_keep_both(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("was there")
     place(staged(tmp_path, "item-1", a_jpg="one"), "x.png")
     second = staged(tmp_path, "item-2", a_jpg="two")
-    (second.fetched / "1-a.jpg").write_text("three")
+    fetch(second, "a.jpg", "three")
     place(second, "y.png")
     assert tree(tmp_path) == {"a.jpg": "was there", "a-2.jpg": "one", "a-3.jpg": "two", "a-4.jpg": "three"}
 
@@ -56,7 +76,7 @@ def test_two_inputs_with_one_output_keep_both(tmp_path: Path) -> None:
 def test_placing_again_changes_nothing(tmp_path: Path) -> None:
     """A death between the rename and the ledger: whoever comes next finds the outputs in their places."""
     staging = staged(tmp_path, "item-1", a_jpg="one", b_jpg="two")
-    (staging.fetched / "1-a.jpg").write_text("three")
+    fetch(staging, "a.jpg", "three")
     first = place(staging, "x.png")
     assert place(staging, "x.png") == first
     assert tree(tmp_path) == {"a.jpg": "one", "a-2.jpg": "three", "b.jpg": "two"}
@@ -84,13 +104,34 @@ def test_an_output_does_not_follow_a_link_out(tmp_path: Path) -> None:
     assert [Path(each.path).name for each in place(staging, "in.png")] == ["a.jpg"]
 
 
-def test_where_there_are_no_hard_links_outputs_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some file systems have none; names stay distinct."""
+@pytest.mark.parametrize("name", ["图" * 83 + ".png", "a.part", ".part", "x" * 300 + ".png"])
+def test_every_name_that_is_one_lands(tmp_path: Path, name: str) -> None:
+    """However long it is, and whatever it ends with."""
+    staging = staged(tmp_path, "item-1")
+    if len(name.encode()) <= 255:
+        (staging.out / name).write_text("own")
+    fetch(staging, safe_name(name), "fetched")
+    (staging.fetched / "1" / ".part").write_text("cut off")
+    placed = place(staging, "x.png")
+    assert [Path(each.path).read_text() for each in placed] == ["own", "fetched"][-len(placed) :]
+    assert len(placed) == 1 + (len(name.encode()) <= 255)
+
+
+def test_many_at_once_keep_their_own(tmp_path: Path) -> None:
+    """Forty items that want one name have forty files."""
+    items = [staged(tmp_path, f"item-{n}", a_jpg=str(n)) for n in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda staging: place(staging, "x.png"), items))
+    assert sorted(tree(tmp_path).values(), key=int) == [str(n) for n in range(40)]
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no file system without links, and leaves nothing behind."""
 
     def refuse(*_: object) -> None:
-        raise PermissionError(1, "no links here")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", refuse)
-    place(staged(tmp_path, "item-1", a_jpg="one"), "x.png")
-    place(staged(tmp_path, "item-2", a_jpg="two"), "y.png")
-    assert tree(tmp_path) == {"a.jpg": "one", "a-2.jpg": "two"}
+    with pytest.raises(OSError, match="No space left"):
+        place(staged(tmp_path, "item-1", a_jpg="one"), "x.png")
+    assert tree(tmp_path) == {}

@@ -49,6 +49,23 @@ async def test_an_answer_that_takes_its_time(place: HttpPlace, monkeypatch: pyte
     assert place.double.posts == 1
 
 
+async def test_work_whose_answer_is_still_to_come_can_be_cancelled(
+    place: HttpPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its follower is told, whether it waits already or comes later; it ends by itself, and not by being cancelled."""
+    monkeypatch.setattr("engine.servers.http.SUBMIT_S", 0.05)
+    place.double.at_once, place.double.fault = True, "slow"
+    client = place.client()
+    first, second = await client.submit(place.work("w1")), await client.submit(place.work("w2"))
+    following = asyncio.create_task(client.follow(first, ignored))
+    await asyncio.sleep(0)
+    place.double.release.set()
+    await asyncio.gather(client.cancel(first), client.cancel(second))
+    for ended in (await following, await client.follow(second, ignored)):
+        assert isinstance(ended, Failed)
+        assert ended.failure.code == "CANCELED"
+
+
 async def test_what_is_posted(place: HttpPlace) -> None:
     """The id, the whole workflow, the input, and where to report."""
     work = replace(
