@@ -12,6 +12,7 @@ Who holds what is decided by the database alone (``db.store.leases``). What is s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime
@@ -362,7 +363,8 @@ class Executor:
             except (WorkflowError, ArtifactMissing) as error:
                 if isinstance(error, StorageUnavailable):
                     raise
-                await self._refuse(claim, events, error)
+                message = f"The instance can't be run: {getattr(error, 'message', error)}"
+                await self._refuse(claim, events, Failure("DEFINITION_UNUSABLE", Category.VALIDATION, message))
                 return
             drive = Drive(self, claim, run, prepared, await self.loader.with_their_values(letters))
             self._drives[id] = drive
@@ -373,8 +375,13 @@ class Executor:
             again = drive.more
         except StorageUnavailable as error:
             log.warning("executor.drive_failed", instance=id, error=error.message)
-        except Exception:
+        except Exception as error:
             log.exception("executor.drive_broken", instance=id)
+            if claim.lost_claims >= leases.POISON and id not in self._drives:
+                # A drive would give it up, but it comes to none.
+                message = f"{claim.lost_claims} times the engine could not even begin with it: {error!r}"
+                with contextlib.suppress(WorkflowError):
+                    await self._refuse(claim, events, Failure("POISON", Category.INTERNAL, message))
         finally:
             self._drives.pop(id, None)
             again |= id in self._knocks
@@ -396,11 +403,9 @@ class Executor:
                 loop = asyncio.get_running_loop()
                 loop.call_later(max(0.0, seconds), self._queue.wake_here, drive.instance_id, drive.priority)
 
-    async def _refuse(self, claim: Claim, events: list[e.Recorded], error: Exception) -> None:
-        """An instance whose version can't be run (a node type is gone, say) fails with the reason."""
+    async def _refuse(self, claim: Claim, events: list[e.Recorded], failure: Failure) -> None:
+        """An instance that can't be run (a node type of its version is gone, say) fails with the reason."""
         snapshot = replay(events)
-        message = f"The instance can't be run: {getattr(error, 'message', error)}"
-        failure = Failure("DEFINITION_UNUSABLE", Category.VALIDATION, message)
         recorded = e.Recorded(snapshot.last_seq + 1, clock.now(), e.InstanceFailed(error=failure))
         snapshot.apply(recorded)
         await self.journal.submit(

@@ -15,8 +15,7 @@ from db.store import instances as store
 from db.store import leases
 from db.store.instances import Letter
 from db.store.leases import Claim
-from engine import clock
-from engine.artifacts import ArtifactStore
+from engine.artifacts import ArtifactMissing, ArtifactStore
 from engine.definitions import PinnedVersion
 from engine.lru import LRU
 from engine.nodes.registry import Registry
@@ -24,6 +23,7 @@ from engine.places import Places
 from flow import events as e
 from flow import placing
 from flow.definition import Node
+from flow.errors import Category, Failure
 from flow.planner import Graph, Names, Run, prepare
 
 GRAPHS_KEPT = 256
@@ -88,10 +88,25 @@ class Loader:
         return await self.with_their_values(found)
 
     async def with_their_values(self, letters: Sequence[Letter]) -> list[Letter]:
-        """The letters with the values that are in the artifact store."""
-        events = [e.Recorded(0, clock.now(), letter.event) for letter in letters]
-        whole = await self.with_large_values(events)
-        return [Letter(letter.id, recorded.event) for letter, recorded in zip(letters, whole, strict=True)]
+        """The letters with the values that are in the artifact store.
+
+        A value that isn't there is the failure of the node that should have made it: the run must be able to go on.
+        """
+        whole = []
+        for letter in letters:
+            match letter.event:
+                case e.NodeCompleted(path=path, attempt=attempt, artifact=e.Artifact() as artifact) as done:
+                    try:
+                        value = await asyncio.to_thread(self._artifacts.read_json, artifact)
+                    except (ArtifactMissing, msgspec.DecodeError) as error:
+                        message = f"The node's output can't be read here ({error}). All workers must share the folder."
+                        missing = Failure("ARTIFACT_MISSING", Category.RESOURCE, message)
+                        whole.append(Letter(letter.id, e.NodeFailed(path, attempt, missing)))
+                    else:
+                        whole.append(Letter(letter.id, msgspec.structs.replace(done, output=value)))
+                case _:
+                    whole.append(letter)
+        return whole
 
     async def with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
         """The events with the values that are in the artifact store."""

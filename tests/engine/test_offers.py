@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,20 @@ async def test_large_values_cross_by_the_artifact_store(house: House) -> None:
         [done] = [r.event for r in events if isinstance(r.event, e.NodeCompleted) and r.event.path == "b"]
         assert done.artifact is not None
         assert done.artifact.size > 300_000
+
+
+async def test_a_large_value_that_did_not_arrive_fails_its_node(house: House, tmp_path: Path) -> None:
+    """The workers don't share their folder, against the rules: the run says so, and is not stuck."""
+    elsewhere = copy(house)
+    elsewhere._folder = tmp_path / "elsewhere"
+    elsewhere._folder.mkdir()
+    large = offered("a", "test/large", parameters={"size": 300_000}, retry={"max": 1})
+    async with elsewhere.worker("gpu"), house.worker() as driver:
+        id = await started(driver, document([large]))
+        events = await history(driver, id)
+        [failed] = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeFailed)]
+        assert failed.error.code == "ARTIFACT_MISSING"
+        assert types(events)[-1] == "instance.failed"
 
 
 async def test_offers_of_a_paused_run_stay(house: House) -> None:
