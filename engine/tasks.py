@@ -274,10 +274,13 @@ class Tasks:
                 return store.close(connection, row, TaskStep.CANCEL, at, seq, message=reason)
             values = {"cancel_requested_at": row.cancel_requested_at or at, "change_seq": seq, "updated_at": at}
             store.set_task(connection, task_id, **values)
+            if row.owner is None:  # it stepped aside
+                store.make_due(connection, task_id)
             return seq
 
         seq = await self._database.write(change)
         self._bus.publish(asked_topic(task_id), (task_id,))
+        self._bus.publish(WAKE, (task_id,))
         return self._tell(actor.project_id, task_id, seq)
 
     async def execute(self, actor: Actor, task_id: str, server: str | None = None) -> Started:

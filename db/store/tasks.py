@@ -24,6 +24,10 @@ from flow.tasks import EXECUTION_TRANSITIONS, TASK_TRANSITIONS, TaskStatus, Task
 
 _T, _E, _I = Task, TaskExecution, TaskItem
 
+#: A task that could only wait is left alone for so many seconds at least, and so that all of them together are tried at
+#: this many a second.
+ASIDE_S, ASIDE_RATE = 5.0, 10.0
+
 TASKS = Listing(
     columns=(
         _T.id, _T.type, _T.name, _T.description, _T.status, _T.priority, _T.timeout_s, _T.spec, _T.workflow_id,
@@ -288,6 +292,17 @@ def release(connection: Connection, hold: Hold) -> None:
         update(Task)
         .where(Task.id == hold.task_id, Task.owner == hold.owner, Task.fence == hold.fence)
         .values(owner=None, lease_until=None)
+    )
+
+
+def step_aside(connection: Connection, hold: Hold) -> None:
+    """Give a task back that could only wait, for some seconds, so that others may try; the more of them, the longer."""
+    number = select(func.count()).select_from(Task).where(Task.completed_at.is_(None), _wanted())
+    tasks = int(connection.execute(number).scalar_one())
+    connection.execute(
+        update(Task)
+        .where(Task.id == hold.task_id, Task.owner == hold.owner, Task.fence == hold.fence)
+        .values(owner=None, lease_until=None, due_at=db_now(max(ASIDE_S, tasks / ASIDE_RATE)))
     )
 
 

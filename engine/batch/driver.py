@@ -19,7 +19,7 @@ from engine.batch.run import TaskRun
 from engine.bus import Bus
 from flow.errors import Category, Failure, LeaseLost, StorageUnavailable
 
-#: Tasks that one process runs at the same time; the others wait for a place, or for another process.
+#: Tasks that one process holds at the same time; the others wait until one ends, or can only wait itself.
 MOST = 20
 #: Without any wake-up, tasks to take are looked for this often, and when a lease runs out.
 SWEEP_S = 5.0
@@ -44,6 +44,8 @@ class Driver:
         self._runs: dict[str, tuple[Hold, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
         self._draining = False
+        #: More tasks want to run than this process may hold: those that only wait step aside for them.
+        self._crowded = False
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -82,16 +84,17 @@ class Driver:
             self._woken.clear()
             pause = SWEEP_S
             try:
-                room = 0 if self._draining else MOST - len(self._runs)
-                if room > 0:
-                    due_in = await self._database.read(store.due_in)
-                    if due_in is not None and due_in <= 0:
-                        for hold in await self._database.write(store.claim, self._worker, self._lease_s, room):
-                            self._begin(hold)
-                        if self._draining:  # asked to while it was claiming
-                            self.drain()
-                    elif due_in is not None:
-                        pause = min(SWEEP_S, max(LEAST_SWEEP_S, due_in))
+                due_in = None if self._draining else await self._database.read(store.due_in)
+                room = MOST - len(self._runs)
+                self._crowded = due_in is not None and due_in <= 0 and room <= 0
+                if due_in is not None and due_in > 0:
+                    pause = min(SWEEP_S, max(LEAST_SWEEP_S, due_in))
+                elif due_in is not None and room > 0:
+                    for hold in await self._database.write(store.claim, self._worker, self._lease_s, room):
+                        self._begin(hold)
+                    if self._draining:  # asked to while it was claiming
+                        self.drain()
+                    pause = SWEEP_S if len(self._runs) < MOST else LEAST_SWEEP_S
             except StorageUnavailable as error:
                 log.warning("tasks can't be taken now: %s", error.message)
             with contextlib.suppress(TimeoutError):
@@ -128,7 +131,8 @@ class Driver:
 
     async def _run(self, hold: Hold) -> None:
         try:
-            await TaskRun(self._surroundings(), hold).run()
+            if not await TaskRun(self._surroundings(), hold, lambda: self._crowded).run():
+                await self._database.write(store.step_aside, hold)
         except LeaseLost:
             log.info("task %s is another worker's now, or has ended", hold.task_id)
         except StorageUnavailable as error:

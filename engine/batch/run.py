@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -46,10 +46,14 @@ def asked_topic(task_id: str) -> str:
 
 
 class TaskRun:
-    """``run`` returns when the task has ended. Cancelling it leaves the work running where it runs."""
+    """``run`` returns when the task has ended, or when it can only wait and others want to be held: ``crowded``.
 
-    def __init__(self, around: Surroundings, hold: Hold) -> None:
+    Cancelling it leaves the work running where it runs.
+    """
+
+    def __init__(self, around: Surroundings, hold: Hold, crowded: Callable[[], bool]) -> None:
         self._around = around
+        self._crowded = crowded
         self._database = around.database
         self._hold = hold
         self._changed = asyncio.Event()
@@ -63,8 +67,8 @@ class TaskRun:
         self._attempts: Attempts
         self._pace: Pace
 
-    async def run(self) -> None:
-        """Raises LeaseLost when somebody else has taken the task, or ended it; StorageUnavailable."""
+    async def run(self) -> bool:
+        """Whether the task has ended. Raises LeaseLost when somebody else has taken or ended it; StorageUnavailable."""
         row = await self._database.write(store.begin, self._hold, clock.now())
         self._tell(row.change_seq)
         try:
@@ -73,7 +77,7 @@ class TaskRun:
             failure = Failure("WORKFLOW_NOT_FOUND", Category.VALIDATION, error.message)
             at = clock.now()
             self._tell(await self._database.write(ledger.fail_task, self._hold, msgspec.to_builtins(failure), at))
-            return
+            return True
         self._plan = plan(row, version)
         self._sharing = Sharing(self._database, self._around.servers, row.project_id, self._plan.servers)
         self._attempts = Attempts(self._around, self._hold, self._plan, self._sharing, self._changed)
@@ -89,8 +93,9 @@ class TaskRun:
         try:
             for item in await self._database.read(ledger.running, row.id):
                 self._attempts.begin(item)
-            await self._drive(expanding)
-            await self._wind_up()
+            ended = await self._drive(expanding)
+            if ended:
+                await self._wind_up()
         except LeaseLost:
             await self._abandon()
             raise
@@ -99,11 +104,12 @@ class TaskRun:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await self._attempts.close()
+        return ended
 
     # ---- the loop
 
-    async def _drive(self, expanding: asyncio.Task[None] | None) -> None:
-        """Until there is nothing more to hand out, or it is to stop."""
+    async def _drive(self, expanding: asyncio.Task[None] | None) -> bool:
+        """Until there is nothing more to hand out, or it is to stop; False if it steps aside."""
         while True:
             self._changed.clear()
             if expanding is not None and expanding.done():
@@ -115,11 +121,16 @@ class TaskRun:
             wait = await self._hand_out()
             if wait is None and not self._attempts and expanding is None:
                 break
+            if not self._attempts and expanding is None and self._message is not None and self._crowded():
+                if (await self._row()).message != self._message:
+                    await self._note()
+                return False
             await self._note()
             await self._change(min(LOOK_S, NOTE_S * 2, LOOK_S if wait is None else wait))
         if expanding is not None:
             expanding.cancel()
             await asyncio.gather(expanding, return_exceptions=True)
+        return True
 
     async def _look(self) -> None:
         """What people ask for, how the servers are, and whether the time is over; not too often."""

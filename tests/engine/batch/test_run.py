@@ -11,6 +11,7 @@ import pytest
 from db.store import items as ledger
 from db.store import tasks as store
 from engine.access import LOCAL
+from engine.batch.run import FULL
 from engine.engine import Engine
 from flow.errors import Category, Conflict, Denied
 from flow.tasks import RunSpec, TaskStatus
@@ -254,6 +255,25 @@ async def test_a_workflow_runs_as_a_task_and_gives_its_result(engine: Engine) ->
     assert (await ended(engine, started)).status == "COMPLETED"
     items = await item_rows(engine, started)
     assert [item.attempts for item in items] == [2]
+
+
+async def test_tasks_that_only_wait_keep_nobody_waiting(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tasks than a process holds wait for one busy server: one for another server runs at once, one that is
+    cancelled meanwhile ends, and the waiting ones are all done in the end."""
+    monkeypatch.setattr("engine.batch.driver.MOST", 3)
+    busy, idle = Double(), Double()
+    busy.hold = True
+    first, second = await serving(engine, busy, idle, batch_size=1)
+    waiting = [await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=first)) for _ in range(6)]
+    await busy.has(1)
+    row = await ended(engine, await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=second)))
+    assert row.status == "COMPLETED"
+    await until(engine, waiting[-1], lambda row: row.message == FULL)
+    await engine.tasks.cancel(LOCAL, waiting[-1].task_id)
+    assert (await ended(engine, waiting[-1])).status == "CANCELED"
+    monkeypatch.setattr(store, "ASIDE_S", 0.1)
+    await busy.let_go()
+    assert {(await ended(engine, task)).status for task in waiting[:-1]} == {"COMPLETED"}
 
 
 async def test_a_node_runs_as_a_task(engine: Engine) -> None:
