@@ -25,6 +25,7 @@ from engine.batch.answers import Plan, PlannedFile, Retried, ServerCheck, Starte
 from engine.batch.asking import Asking
 from engine.batch.attempts import Surroundings
 from engine.batch.driver import WAKE, Driver
+from engine.batch.line import Line
 from engine.batch.plan import spec_of
 from engine.batch.reports import Report
 from engine.batch.run import asked_topic
@@ -77,7 +78,7 @@ class Tasks:
         self._bus = bus
         self._publish = publish
         self._asking = Asking(database, workflows, files)
-        around = Surroundings(database, servers, files, bus, workflows.version, publish)
+        around = Surroundings(database, servers, files, bus, workflows.version, publish, Line())
         self.driver = Driver(database, bus, lambda: around, worker=worker, lease_s=lease_s)
 
     async def start(self, *, alone: bool = False) -> None:
@@ -287,13 +288,15 @@ class Tasks:
         """Run an existing task, again if it has ended, on that server (id or name; None: as it was created).
 
         Of a batch, only what isn't completed runs, and files that came since. Raises Conflict if it runs already or
-        waits to, or (SERVER_UNAVAILABLE) as ``batch_start``.
+        waits to, if its workflow may not be run any more, or (SERVER_UNAVAILABLE) as ``batch_start``; NotFound if the
+        workflow is gone.
         """
         actor.require(Permission.TASK_RUN)
         before = await self._row(actor, task_id)
         spec = spec_of(before)
         own = spec.servers if isinstance(spec, BatchSpec) else ((spec.server,) if spec.server else ())
         servers = own if server is None else await self._asking.servers_of(actor.project_id, (server,))
+        await self._asking.version(actor, before.workflow_id, None, before.version_id)
         await self._require_available(actor, servers, waits=isinstance(spec, RunSpec) and server is None)
         if server is not None:
             if isinstance(spec, BatchSpec):
@@ -331,6 +334,7 @@ class Tasks:
             await self._require_items(actor, task_id, items)
         spec = spec_of(before)
         servers = spec.servers if isinstance(spec, BatchSpec) else ((spec.server,) if spec.server else ())
+        await self._asking.version(actor, before.workflow_id, None, before.version_id)
 
         def change(connection: Connection) -> Retried:
             seq = changes.take(connection, actor.project_id)

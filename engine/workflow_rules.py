@@ -55,6 +55,13 @@ def require_free(conn: Connection, actor: Actor, name: str) -> None:
     raise Conflict(message, path=("name",), workflow_id=taken.id, status=taken.status)
 
 
+def require_unused(conn: Connection, workflow: StoredWorkflow) -> None:
+    """Raise Conflict if a task runs the workflow or is about to: each of its items starts an instance of its own."""
+    if (task := store.open_task(conn, workflow.id)) is not None:
+        message = f"The task {task} runs {workflow.name}. Cancel it first, or wait for its end."
+        raise Conflict(message, task=task)
+
+
 def stale(conn: Connection, workflow: StoredWorkflow, base: StoredVersion) -> Conflict:
     """The refusal of a change that started from a version which is no longer current."""
     current = store.version(conn, workflow.project_id, workflow.current_version_id or "")

@@ -290,7 +290,7 @@ class Workflows:
     async def delete(self, actor: Actor, workflow_id: str, *, permanent: bool = False) -> Changed:
         """Delete so that it can be restored; ``permanent`` removes it, its versions and its instances for good.
 
-        Raises Conflict if it is to go for good while instances run.
+        Raises Conflict if it is to go for good while instances run, or at all while a task uses it.
         """
         if not permanent:
             return await self._step(actor, workflow_id, WorkflowStep.DELETE)
@@ -301,6 +301,7 @@ class Workflows:
             if running := store.open_instances(conn, workflow_id):
                 message = f"{running} instances of {workflow.name} have not ended. Cancel them first."
                 raise Conflict(message, open=running)
+            rules.require_unused(conn, workflow)
             gone = self._touched(actor, seq) | {"deleted_at": self._now(), "deleted_by": actor.user_id}
             store.update_workflow(conn, actor.project_id, workflow_id, status=WorkflowStatus.DELETED, **gone)
             return Changed(workflow_id, None, seq)
@@ -435,6 +436,8 @@ class Workflows:
             status = after(WORKFLOW_TRANSITIONS, before, step)
             if workflow.current_version_id != version.id:
                 raise rules.stale(conn, workflow, version)
+            if not status.runnable:
+                rules.require_unused(conn, workflow)
             values = self._touched(actor, seq)
             if read is not None:
                 if status in rules.LIVE and before not in rules.LIVE:

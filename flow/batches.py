@@ -189,18 +189,20 @@ def after_failure(
 ) -> Again | GiveUp:
     """What to do with an item whose attempt failed; ``failures`` and ``losses`` are those before.
 
-    A lost server is not the item's fault, until it happens to the same item again and again. A server that takes
+    A lost server is not the item's fault, until it happens to the same item again and again: also if the server only
+    answers that it broke when it is handed the item. A server that can't be reached was not handed it; one that takes
     nothing now (RATE_LIMIT on the way in) is asked later.
     """
     if server_lost:
-        if not submitted:
+        broke = not submitted and failure.category is Category.HTTP_SERVER
+        if not submitted and not broke:
             return Again(0.0, "nothing")
         if losses + 1 >= MAX_LOSSES:
-            message = (
-                f"Its server was lost {losses + 1} times while it ran: perhaps this file is why. {failure.message}"
-            )
+            how = "broke when it was handed it" if broke else "was lost while it ran"
+            message = f"Its server {how}, {losses + 1} times: perhaps this file is why. {failure.message}"
             return GiveUp(Failure("SERVER_LOST", Category.WORKER_LOST, message[:2_000]))
-        return Again(0.0, "loss")
+        # Others go first: they tell whether it is the server or the file.
+        return Again(min(RETRY_CAP_S, RETRY_BASE_S * 2**losses) if broke else 0.0, "loss")
     if failure.category is Category.RATE_LIMIT and not submitted:
         return Again(min(RETRY_CAP_S, failure.retry_after_seconds or RETRY_BASE_S), "nothing")
     passing = failure.retryable if failure.retryable is not None else failure.category not in NOT_RETRIED

@@ -118,7 +118,7 @@ class Denied(WorkflowError):
     code = "PERMISSION_DENIED"
 
     def __init__(self, permission: str, message: str | None = None) -> None:
-        super().__init__(message or f"This needs the permission {permission!r}.")
+        super().__init__(message or f"This needs the permission {permission}.")
         self.permission = permission
 
 

@@ -179,8 +179,10 @@ def after(table: Mapping[tuple[State, Step], State], state: State, step: Step) -
         return table[state, step]
     except KeyError:
         allowed = sorted(_name(s) for (at, s) in table if at == state)
-        remedy = f"from {state} only {', '.join(allowed)} can follow" if allowed else f"{state} is final"
-        raise IllegalTransition(f"{_name(step)} is not possible: {remedy}.", status=str(state)) from None
+        remedy = f"what can follow: {', '.join(allowed)}" if allowed else "that is final"
+        raise IllegalTransition(
+            f"{_name(step)!r} is not possible while it is {state}; {remedy}.", status=str(state)
+        ) from None
 
 
 def _name(step: object) -> str:

@@ -49,7 +49,7 @@ def instant_text(value: datetime) -> str:
 def duration(value: object) -> timedelta:
     """The duration in ``PT1H``, ``90s`` or ``5m``. Raises ValueError."""
     if not isinstance(value, str):
-        raise ValueError("A Duration is a text such as PT1H30M, 90s or 5m.")
+        raise ValueError("A Duration is a text such as PT1H30M, 90s or 5m, in quotation marks.")
     return durations.parse(value)
 
 

@@ -32,7 +32,7 @@ from graph.tasks import Task, TaskExecution
 class TaskCreateInput:
     """See ``flow.tasks``."""
 
-    type: str = field(description="`workflow`, `batch`, or the node type to run, such as ai/chat.")
+    type: str = field(description="`workflow`, `batch`, or the node type to run, such as ai/image-analyze.")
     workflow: WorkflowRef | None = field(default=None, description="With the type `workflow`: which one.")
     batch: BatchInput | None = field(default=None, description="With the type `batch`: all about it.")
     input: JSON | None = field(default=None, description="What the run gets.")

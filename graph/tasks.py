@@ -62,7 +62,7 @@ class OnItemError(Enum):
 class TaskWarning:
     """One of the row's ``warnings``."""
 
-    reason: str = field(description="Why, such as UNREADABLE.")
+    reason: str = field(description="Why, such as FOLDER_UNREADABLE.")
     count: int = field(description="How many files or folders.")
 
 
@@ -138,7 +138,7 @@ def task_execution(row: keyset.Record, actor: Actor) -> TaskExecution:
 class Task(Node):
     """A row of ``tasks``."""
 
-    type: str = field(description="`batch`, `workflow`, or the node type that it runs, such as ai/chat.")
+    type: str = field(description="`batch`, `workflow`, or the node type that it runs, such as ai/image-analyze.")
     name: str = field(description="Its name.")
     description: str | None = field(description="What it is for.")
     status: TaskStatus = field(description="Where it is in its life.")

@@ -219,17 +219,6 @@ def delete_task(connection: Connection, project_id: str, task_id: str) -> None:
     connection.execute(delete(Task).where(Task.project_id == project_id, Task.id == task_id))
 
 
-def unfinished(connection: Connection, project_id: str, limit: int) -> list[Record]:
-    """The tasks that run or are about to, with what they are to do, the oldest first."""
-    query = (
-        select(Task.id, Task.name, Task.spec)
-        .where(Task.project_id == project_id, Task.completed_at.is_(None), _wanted())
-        .order_by(Task.created_at)
-        .limit(limit)
-    )
-    return list(connection.execute(query))
-
-
 # ---- holding
 
 

@@ -26,6 +26,7 @@ from db.store.items import Taken
 from db.store.tasks import Hold
 from engine import clock, output
 from engine.batch import fetching
+from engine.batch.line import Line
 from engine.batch.outputs import OutputRefused, place, sha256_of
 from engine.batch.plan import Plan
 from engine.batch.sharing import Sharing
@@ -61,6 +62,13 @@ class Surroundings:
     bus: Bus
     version: Callable[[str], Coroutine[Any, Any, PinnedVersion]]
     changed: Callable[[str, int], None]
+    line: Line
+
+    def tell(self, hold: Hold, change_seq: int) -> None:
+        """The task has changed."""
+        self.bus.publish(hold.task_id, (hold.task_id,))
+        self.bus.publish(f"tasks:{hold.project_id}", (hold.task_id,))
+        self.changed(hold.project_id, change_seq)
 
 
 class Attempts:
@@ -152,6 +160,7 @@ class Attempts:
             self._shares.pop(item.id, None)
             self._lost.discard(item.id)
             self._changed.set()
+            self._around.line.freed(item.server_id)
 
     async def _recovered(self, item: Taken) -> None:
         """Its server is gone: that cancelled the wait for it, and nothing else."""
@@ -269,7 +278,7 @@ class Attempts:
     async def _failed(self, item: Taken, failed: Failed, *, submitted: bool) -> None:
         failure = _storable(failed.failure)
         if failed.server_lost:
-            self._sharing.lost(item.server_id)
+            self._sharing.lost(item.server_id, failure.message[:300])
         if self._cancelling or (failure.category is Category.CANCELED and not failed.server_lost):
             await self._finish(item, TaskStatus.CANCELED, failure=failure)
             return

@@ -154,7 +154,8 @@ class Driver:
         message = f"The engine met an error of its own ({type(error).__name__}); its log says more."
         failure = Failure("INTERNAL", Category.INTERNAL, message)
         with contextlib.suppress(StorageUnavailable, LeaseLost):
-            await self._database.write(ledger.fail_task, hold, msgspec.to_builtins(failure), clock.now())
+            seq = await self._database.write(ledger.fail_task, hold, msgspec.to_builtins(failure), clock.now())
+            self._surroundings().tell(hold, seq)
 
     async def _let_go(self, hold: Hold) -> None:
         with contextlib.suppress(StorageUnavailable):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -23,9 +24,10 @@ from db.store.tasks import Hold
 from engine import clock
 from engine.batch.attempts import CANCEL_S, Attempts, Surroundings
 from engine.batch.expansion import Chunk, FoundFile, walk_of
+from engine.batch.line import Rank
 from engine.batch.outputs import Staging, staged
 from engine.batch.plan import Plan, plan
-from engine.batch.sharing import Sharing
+from engine.batch.sharing import WAITS, Sharing
 from flow import batches
 from flow.batches import Counts, Pace
 from flow.errors import Category, Failure, Invalid, LeaseLost, NotFound, StorageUnavailable
@@ -36,6 +38,8 @@ NOTE_S = 0.25
 #: Servers, and what people ask for, are looked at again at least this often.
 LOOK_S = 1.0
 PIECE = 500  # items that are looked up at once
+
+log = logging.getLogger(__name__)
 
 FULL = "Waits for a free place: its servers work on other tasks."
 
@@ -58,7 +62,8 @@ class TaskRun:
         self._hold = hold
         self._changed = asyncio.Event()
         self._looked = float("-inf")
-        self._stop: TaskStep | None = None  # CANCEL: asked for; FAIL: out of time
+        self._stop: TaskStep | None = None  # CANCEL: asked for; FAIL: out of time, or for the reason of ``_failure``
+        self._failure: Failure | None = None
         self._message: str | None = None
         self._noted: Any = None
         self._noted_at = float("-inf")
@@ -66,6 +71,7 @@ class TaskRun:
         self._sharing: Sharing
         self._attempts: Attempts
         self._pace: Pace
+        self._rank: Rank
 
     async def run(self) -> bool:
         """Whether the task has ended. Raises LeaseLost when somebody else has taken or ended it; StorageUnavailable."""
@@ -82,6 +88,7 @@ class TaskRun:
         self._sharing = Sharing(self._database, self._around.servers, row.project_id, self._plan.servers)
         self._attempts = Attempts(self._around, self._hold, self._plan, self._sharing, self._changed)
         self._pace = Pace(clock.monotonic(), _counts(row).ended)
+        self._rank = _rank(row)
         await self._sharing.refresh()
         topics = (asked_topic(row.id), f"servers:{row.project_id}")
         beside = [asyncio.create_task(self._listen(topic), name=f"hears {topic}") for topic in topics]
@@ -102,6 +109,7 @@ class TaskRun:
         finally:
             for task in beside:
                 task.cancel()
+            self._around.line.leave(row.id)
             await asyncio.gather(*beside, return_exceptions=True)
             await self._attempts.close()
         return ended
@@ -141,6 +149,7 @@ class TaskRun:
             return
         self._looked = at
         row = await self._row()
+        self._rank = _rank(row)
         if row.completed_at is not None:
             raise LeaseLost(self._hold.task_id, self._hold.fence)
         if row.cancel_requested_at is not None:
@@ -148,32 +157,43 @@ class TaskRun:
         elif self._plan.deadline is not None and clock.now() >= self._plan.deadline:
             self._stop = TaskStep.FAIL
         await self._sharing.refresh()
+        if self._stop is None and self._sharing.none_left():
+            message = "Every server that it was to run on is deleted. Run it on another one: taskExecute with `server`."
+            self._stop, self._failure = TaskStep.FAIL, Failure("SERVER_DELETED", Category.VALIDATION, message)
         self._attempts.lose(self._sharing.gone)
 
     async def _hand_out(self) -> float | None:
         """Give items to every server with a free slot; when to look again, in seconds, or None if none waits."""
+        wait, wanted = await self._handed_out()
+        self._around.line.wait(self._hold.task_id, self._rank, wanted, self._changed)
+        return wait
+
+    async def _handed_out(self) -> tuple[float | None, list[str]]:
+        """Also the servers of which it would take another slot."""
         if not self._attempts.waiting:
-            return None
+            return None, []
         usable = self._sharing.usable()
+        named = [id for id, _ in usable if id is not None]
         free = [(id, slots, slots - self._attempts.on(id)) for id, slots in usable if self._attempts.on(id) < slots]
         if usable and not free:
-            return LOOK_S
+            return LOOK_S, named
         self._attempts.waiting = False  # before the question: whatever comes after it sets it again
         waiting = await self._database.read(ledger.waiting, self._hold.task_id)
         if not waiting.items:
             self._message = None
-            return None
+            return None, []
         self._attempts.waiting = True
         if waiting.in_s > 0:
-            return max(0.01, waiting.in_s)
+            return max(0.01, waiting.in_s), []
         if not usable:
             self._message = self._sharing.waits()
-            return LOOK_S
+            return LOOK_S, []
         for id, slots, most in free:
-            for item in await self._database.write(ledger.take, self._hold, id, slots, most, clock.now()):
-                self._attempts.begin(item)
+            if self._around.line.lets(self._rank, id):
+                for item in await self._database.write(ledger.take, self._hold, id, slots, most, clock.now()):
+                    self._attempts.begin(item)
         self._message = None if self._attempts else FULL
-        return LOOK_S
+        return LOOK_S, named
 
     async def _change(self, within_s: float) -> None:
         """Wait until something changes, at most so long."""
@@ -209,6 +229,7 @@ class TaskRun:
 
     async def _wind_up(self) -> None:
         """Nothing new is begun. What runs is cancelled if the task is to stop, or else ends by itself."""
+        self._around.line.leave(self._hold.task_id)
         cancelled = False
         by = float("inf")
         while self._attempts and clock.monotonic() < by:
@@ -231,7 +252,11 @@ class TaskRun:
     async def _tidy(self) -> None:
         """Remove the staging of items that ended when somebody died before they could."""
         root = self._plan.output_root
-        left = [] if root is None else await asyncio.to_thread(staged, root)
+        try:
+            left = [] if root is None else await asyncio.to_thread(staged, root)
+        except OSError as error:  # the items have said what is wrong with the folder
+            log.warning("the staging under %s can't be tidied: %s", root, error)
+            return
         for start in range(0, len(left), PIECE):
             ids = left[start : start + PIECE]
             rows = await self._database.read(store.items, self._hold.project_id, ids)
@@ -246,6 +271,8 @@ class TaskRun:
         match self._stop:
             case TaskStep.CANCEL:
                 step = TaskStep.CANCEL
+            case TaskStep.FAIL if self._failure is not None:
+                step, failure = TaskStep.FAIL, self._failure
             case TaskStep.FAIL:
                 message = f"Its time of {row.timeout_s:g} s is over. {batches.summary(counts)}"
                 step, failure = TaskStep.FAIL, Failure("TASK_TIMEOUT", Category.TIMEOUT, message)
@@ -254,6 +281,8 @@ class TaskRun:
             case _:
                 step, failure, result = await self._end_of_item()
         values: dict[str, Any] = {"progress": batches.progress(counts, True) if counts.total else 1.0, "result": result}
+        if _waits(row.message):
+            values["message"] = None
         if self._plan.batch is not None:
             bare = 0
             if self._plan.output_root is not None and counts.done:
@@ -297,7 +326,9 @@ class TaskRun:
         self._pace.note(at, counts.ended)
         shares = self._attempts.shares
         share = batches.progress(counts, row.expanded, sum(shares.values()))
-        own = batches.summary(counts) if self._plan.batch is not None else row.message
+        own = None if _waits(row.message) else row.message
+        if self._plan.batch is not None:
+            own = batches.summary(counts)
         message = self._message or self._attempts.message or own
         seen = (counts, row.expanded, round(share, 4), message)
         if seen == self._noted:
@@ -309,10 +340,7 @@ class TaskRun:
         self._tell(await self._database.write(ledger.note, self._hold, shares, clock.now(), **values))
 
     def _tell(self, change_seq: int) -> None:
-        bus, project_id, task_id = self._around.bus, self._hold.project_id, self._hold.task_id
-        bus.publish(task_id, (task_id,))
-        bus.publish(f"tasks:{project_id}", (task_id,))
-        self._around.changed(project_id, change_seq)
+        self._around.tell(self._hold, change_seq)
 
     async def _row(self) -> Record:
         rows = await self._database.read(store.tasks, self._hold.project_id, [self._hold.task_id])
@@ -332,3 +360,12 @@ def _new_item(file: FoundFile) -> NewItem:
 
 def _counts(row: Record) -> Counts:
     return Counts(row.total, row.done, row.failed, row.canceled)
+
+
+def _rank(row: Record) -> Rank:
+    return -row.priority, row.created_at, row.id
+
+
+def _waits(message: str | None) -> bool:
+    """Whether the message says what the task waits for: it is stale as soon as it runs."""
+    return message is not None and message.startswith((FULL, WAITS))

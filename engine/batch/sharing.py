@@ -19,6 +19,8 @@ ENGINE_SLOTS = 8
 #: How long a server that was lost is left alone, doubled each time.
 SHUN_S, SHUN_MOST_S = 1.0, 30.0
 
+WAITS = "Waits for a server:"
+
 _LOST = (ServerStatus.OFFLINE, ServerStatus.ERROR)
 
 
@@ -31,7 +33,8 @@ class Sharing:
     project_id: str
     ids: Sequence[str]
     _rows: Mapping[str, Record] = field(default_factory=dict)
-    _shunned: dict[str, tuple[float, float]] = field(default_factory=dict)
+    #: By server: until when it is left alone, for how long that is, and why.
+    _shunned: dict[str, tuple[float, float, str]] = field(default_factory=dict)
 
     async def refresh(self) -> None:
         """See the servers as they are now."""
@@ -44,6 +47,10 @@ class Sharing:
             return [(None, ENGINE_SLOTS)]
         return [(id, self._rows[id].batch_size) for id in self.ids if self._why_not(id) is None]
 
+    def none_left(self) -> bool:
+        """Whether it was to run on servers, and all of them are deleted."""
+        return bool(self.ids) and not self._rows
+
     def gone(self, id: str | None) -> bool:
         """Whether what runs on the server must be given to others: it is deleted, or its checks say that it is lost.
 
@@ -53,12 +60,12 @@ class Sharing:
             return False
         return id not in self._rows or self._rows[id].status in _LOST
 
-    def lost(self, id: str | None) -> None:
+    def lost(self, id: str | None, why: str) -> None:
         """An item met the server's end: leave it alone for a while."""
         if id is not None:
-            _, before = self._shunned.get(id, (0.0, 0.0))
+            _, before, _ = self._shunned.get(id, (0.0, 0.0, ""))
             pause = min(SHUN_MOST_S, before * 2 or SHUN_S)
-            self._shunned[id] = (clock.monotonic() + pause, pause)
+            self._shunned[id] = (clock.monotonic() + pause, pause, why)
 
     def worked(self, id: str | None) -> None:
         """The server did something: trust it again."""
@@ -68,7 +75,7 @@ class Sharing:
     def waits(self) -> str:
         """Why no server can take anything, in a sentence."""
         reasons = [f"{self._name(id)} {why}" for id in self.ids if (why := self._why_not(id)) is not None]
-        return f"Waits for a server: {'; '.join(reasons[:5])}."
+        return f"{WAITS} {'; '.join(reasons[:5])}."
 
     def local(self, id: str | None) -> bool:
         """Whether the server is this engine: its references are instances of ours."""
@@ -103,5 +110,5 @@ class Sharing:
             return "is disabled"
         if row.status != ServerStatus.ONLINE:
             return f"is {row.status}"
-        until, _ = self._shunned.get(id, (0.0, 0.0))
-        return "was lost a moment ago" if clock.monotonic() < until else None
+        until, pause, why = self._shunned.get(id, (0.0, 0.0, ""))
+        return f"is left alone for {pause:g} s ({why.rstrip('.')})" if clock.monotonic() < until else None

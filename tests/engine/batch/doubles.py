@@ -37,6 +37,7 @@ class Double:
         self.dead = False
         self.fails: dict[str, list[Failed]] = {}
         self.refuses: list[Failed] = []
+        self.breaks: dict[str, Failed] = {}
         self.outputs: dict[str, bytes] = {}
         self._changed = asyncio.Condition()
 
@@ -47,6 +48,8 @@ class Double:
         if self.dead:
             raise ServerFailed(lost())
         self.submits.append(work.id)
+        if (broken := self.breaks.get(_name(work))) is not None:
+            raise ServerFailed(broken)
         if self.refuses:
             raise ServerFailed(self.refuses.pop())
         self.works.setdefault(work.id, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from db.store import tasks as store
 from engine.access import LOCAL
 from engine.batch.run import FULL
 from engine.engine import Engine
-from flow.errors import Category, Conflict, Denied
+from engine.servers.contract import Failed
+from flow.errors import Category, Conflict, Denied, Failure
 from flow.tasks import RunSpec, TaskStatus
 from tests.engine.batch.doubles import (
     Double,
@@ -274,6 +276,109 @@ async def test_tasks_that_only_wait_keep_nobody_waiting(engine: Engine, monkeypa
     monkeypatch.setattr(store, "ASIDE_S", 0.1)
     await busy.let_go()
     assert {(await ended(engine, task)).status for task in waiting[:-1]} == {"COMPLETED"}
+
+
+async def test_the_most_urgent_task_gets_the_free_place(engine: Engine) -> None:
+    """Of tasks that wait for one server, whenever they came; what one of them said while it waited is not its end."""
+    double = Double()
+    double.hold = True
+    [server] = await serving(engine, double, batch_size=1)
+    first = await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server))
+    await double.has(1)
+    waiting = {
+        priority: await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server, priority=priority))
+        for priority in (3, 1, 10, 7, 2, 9)
+    }
+    for task in waiting.values():
+        await until(engine, task, lambda row: row.message == FULL)
+    await double.let_go()
+    rows = {priority: await ended(engine, task) for priority, task in waiting.items()}
+    await ended(engine, first)
+    assert [row.message for row in rows.values()] == [None] * 6
+    asked = [work.priority for work in double.works.values()]
+    assert asked[1:] == sorted(waiting, reverse=True)
+
+
+async def test_a_task_whose_servers_are_all_deleted_fails(engine: Engine, tmp_path: Path) -> None:
+    """It would wait for ever; it says how to go on."""
+    double = Double()
+    double.hold = True
+    [server] = await serving(engine, double)
+    started = await engine.tasks.batch_start(LOCAL, await project(engine, tmp_path, names(3), servers=(server,)))
+    await double.has(2)
+    await engine.servers.delete(LOCAL, server, force=True)
+    row = await ended(engine, started)
+    assert (row.status, row.error["code"], row.canceled) == ("FAILED", "SERVER_DELETED", 3)
+    await engine.tasks.execute(LOCAL, started.task_id, server="local")
+    assert (await ended(engine, started)).done == 3
+
+
+async def test_a_file_that_breaks_its_server_does_not_hold_up_the_others(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers it with an error of its own, and does the others; in the end the file is held to be why."""
+    monkeypatch.setattr("engine.batch.sharing.SHUN_S", 0.01)
+    monkeypatch.setattr("flow.batches.RETRY_BASE_S", 0.01)
+    double = Double()
+    broken = Failed(Failure("SERVER_ANSWER_INVALID", Category.HTTP_SERVER, "it answered 500"), server_lost=True)
+    double.breaks = {"f00.txt": broken}
+    [server] = await serving(engine, double, batch_size=1)
+    row = await ended(
+        engine,
+        started := await engine.tasks.batch_start(LOCAL, await project(engine, tmp_path, names(4), servers=(server,))),
+    )
+    assert (row.status, row.done, row.failed) == ("COMPLETED", 3, 1)
+    [item] = [item for item in await item_rows(engine, started) if item.status == "FAILED"]
+    assert (item.relative, item.error["code"], item.attempts) == ("f00.txt", "SERVER_LOST", 5)
+    assert "it answered 500" in item.error["message"]
+
+
+async def test_an_output_root_that_breaks_ends_the_task_as_its_items_did(engine: Engine, tmp_path: Path) -> None:
+    """A file took the folder's place meanwhile: the items say so, and tidying up is no error of the engine."""
+    double = Double()
+    double.hold = True
+    double.outputs = {"a.txt": b"x"}
+    spec = await project(engine, tmp_path, names(3), servers=tuple(await serving(engine, double)), output_root="out")
+    started = await engine.tasks.batch_start(LOCAL, spec)
+    await double.has(2)
+    shutil.rmtree(tmp_path / "files" / "out")
+    (tmp_path / "files" / "out").write_text("a file")
+    await double.let_go()
+    row = await ended(engine, started)
+    assert (row.done, row.failed) == (0, 3)
+    assert {item.error["code"] for item in await item_rows(engine, started)} == {"OUTPUT_NOT_WRITTEN"}
+
+
+async def test_an_error_of_the_engine_is_told(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watches the task sees its end."""
+
+    async def break_(*_: object) -> None:
+        raise ZeroDivisionError("our own fault")
+
+    monkeypatch.setattr("engine.batch.run.TaskRun._drive", break_)
+    row = await ended(engine, await engine.tasks.batch_start(LOCAL, await project(engine, tmp_path, names(2))))
+    assert (row.status, row.error["code"]) == ("FAILED", "INTERNAL")
+
+
+async def test_a_workflow_in_use_stays(engine: Engine, tmp_path: Path) -> None:
+    """It can't be deleted or archived under a batch, whose items would all fail; and what is gone is not started."""
+    double = Double()
+    double.hold = True
+    spec = await project(engine, tmp_path, names(3), servers=tuple(await serving(engine, double)))
+    started = await engine.tasks.batch_start(LOCAL, spec)
+    await double.has(2)
+    assert spec.workflow_id is not None
+    for permanent in (False, True):
+        with pytest.raises(Conflict, match=started.task_id):
+            await engine.workflows.delete(LOCAL, spec.workflow_id, permanent=permanent)
+    double.fails = {name: [failed(Category.VALIDATION)] for name in names(3)}
+    await double.let_go()
+    assert (await ended(engine, started)).failed == 3
+    await engine.workflows.delete(LOCAL, spec.workflow_id)
+    for again in (engine.tasks.execute, engine.tasks.items_retry):
+        with pytest.raises(Conflict, match="restore it"):
+            await again(LOCAL, started.task_id)
+    assert (await task_row(engine, started)).failed == 3
 
 
 async def test_a_node_runs_as_a_task(engine: Engine) -> None:
