@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,15 @@ from typing import IO
 
 from flow.errors import Category
 
+#: What file systems take, in bytes.
+MAX_PATH, MAX_NAME = 4_000, 255
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
 
 class PathRefused(Exception):
-    """The path leads nowhere a node may go. ``code`` is PATH_NOT_ALLOWED, FILE_NOT_FOUND or NO_WRITABLE_FOLDER."""
+    """The path leads nowhere a node may go. ``code`` is PATH_NOT_ALLOWED, PATH_TOO_LONG, FILE_NOT_FOUND or
+    NO_WRITABLE_FOLDER.
+    """
 
     category = Category.VALIDATION
 
@@ -56,7 +63,7 @@ class Files:
                 return found
         if escaped:
             raise self._outside(path)
-        raise PathRefused("FILE_NOT_FOUND", f"There is no file {path!r} in the allowed folders.")
+        raise PathRefused("FILE_NOT_FOUND", f"There is no {path!r} in the allowed folders (MIRRORFLOW_ALLOWED_ROOTS).")
 
     def writing(self, path: str) -> Path:
         """Where ``path`` is to be written; its folder need not exist yet.
@@ -97,8 +104,18 @@ class Files:
 
 def _asked(path: str) -> Path:
     if not path or "\0" in path:
-        raise PathRefused("PATH_NOT_ALLOWED", f"{path!r} is not the path of a file.")
-    return Path(path)
+        raise PathRefused("PATH_NOT_ALLOWED", f"{path!r} is no path: write one within the allowed folders.")
+    if _ADDRESS.match(path):
+        raise PathRefused("PATH_NOT_ALLOWED", f"{path[:100]!r} is an address: write a path, without a scheme.")
+    asked = Path(path)
+    if _bytes(path) > MAX_PATH or any(_bytes(part) > MAX_NAME for part in asked.parts):
+        message = f"{path[:60]!r}… is too long: a path has at most {MAX_PATH:,} bytes, and each name in it {MAX_NAME}."
+        raise PathRefused("PATH_TOO_LONG", message)
+    return asked
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 @contextmanager

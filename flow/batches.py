@@ -264,6 +264,8 @@ class Pace:
 
 def summary(counts: Counts, bare: int = 0) -> str:
     """``12 of 20 done, 3 failed`` as a sentence; ``bare`` of those that are done gave no output, though asked to."""
+    if not counts.total:
+        return "No file matches its folders, keywords and patterns."
     parts = [f"{counts.done:,} of {counts.total:,} done"]
     parts += [
         f"{number:,} {word}" for number, word in ((counts.failed, "failed"), (counts.canceled, "canceled")) if number

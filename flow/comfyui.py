@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flow import mapping
+from flow.definition import Definition
 from flow.expressions import ExpressionError
 from flow.problems import did_you_mean, listed, shown
 
@@ -41,6 +42,18 @@ class MappingError(ValueError):
     def __init__(self, place: str, message: str) -> None:
         super().__init__(message)
         self.place = place
+
+
+def misfit(definition: Definition) -> str | None:
+    """Why a ComfyUI server can't run the workflow itself, or None if it can."""
+    nodes = definition.nodes
+    if len(nodes) == 1 and nodes[0].type == PROMPT:
+        return None
+    kinds = ", ".join(sorted({node.type for node in nodes})[:5])
+    return (
+        f"A ComfyUI server runs workflows of one node of type {PROMPT!r}; this one has {len(nodes)} ({kinds}). "
+        f"Run it on a server of type local or mirrorflow, with {PROMPT!r} naming this server."
+    )
 
 
 def is_graph(document: Any) -> bool:

@@ -21,7 +21,7 @@ from engine.files import Files, PathRefused
 from engine.output import MAX_OUTPUT
 from engine.servers.servers import LOCAL_NAME, Availability, availability
 from engine.workflows import Workflows
-from flow import batches
+from flow import batches, comfyui
 from flow.errors import Conflict, Invalid, NotFound, Problem
 from flow.parsing import check_values
 from flow.problems import ProblemCode, Problems
@@ -75,7 +75,7 @@ class Asking:
         folders, output, wrong = await asyncio.to_thread(self._paths, spec)
         if problems or wrong:
             raise Invalid([*problems, *wrong], path=("input",))
-        servers = await self._database.read(self._server_ids, actor.project_id, spec.servers)
+        servers = await self._database.read(self._fitting, actor.project_id, spec.servers, version)
         schema = version.definition.input_schema
         resolved = msgspec.structs.replace(
             spec,
@@ -109,6 +109,8 @@ class Asking:
         else:
             version = await self._node(actor, spec)
             name = spec.name or spec.type
+        if server is not None:
+            await self._database.read(self._fitting, actor.project_id, (server,), version)
         resolved = msgspec.structs.replace(
             spec,
             workflow_id=version.workflow_id,
@@ -170,6 +172,20 @@ class Asking:
         if not asked and (own := self._own(connection, project_id)) is not None:
             found.append(own)
         return tuple(dict.fromkeys(server.id for server in found))
+
+    def _fitting(
+        self, connection: Connection, project_id: str, asked: tuple[str, ...], version: PinnedVersion
+    ) -> tuple[str, ...]:
+        """A store function: as ``_server_ids``. Raises Invalid if one of them can't run the workflow at all."""
+        why = comfyui.misfit(version.definition)
+        problems = []
+        for place, each in enumerate(asked):
+            server = availability(connection, project_id, each).server
+            if why is not None and server.type == ServerType.COMFYUI:
+                problems.append(Problem(f"/servers/{place}", "COMFYUI_WORKFLOW", f"The server {server.name!r}: {why}"))
+        if problems:
+            raise Invalid(problems, path=("input",))
+        return self._server_ids(connection, project_id, asked)
 
     def _own(self, connection: Connection, project_id: str) -> StoredServer | None:
         try:

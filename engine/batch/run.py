@@ -328,7 +328,7 @@ class TaskRun:
         share = batches.progress(counts, row.expanded, sum(shares.values()))
         own = None if _waits(row.message) else row.message
         if self._plan.batch is not None:
-            own = batches.summary(counts)
+            own = batches.summary(counts) if counts.total or row.expanded else "Looks through its folders."
         message = self._message or self._attempts.message or own
         seen = (counts, row.expanded, round(share, 4), message)
         if seen == self._noted:

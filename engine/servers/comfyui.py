@@ -109,14 +109,9 @@ class Comfy:
 
 def _prompt(work: Work) -> Prompt:
     """What the work's only node asks for, with its templates filled in. Raises ServerFailed."""
-    nodes = work.definition.nodes
-    if len(nodes) != 1 or nodes[0].type != comfyui.PROMPT:
-        kinds = ", ".join(sorted({node.type for node in nodes})[:5])
-        message = (
-            f"A ComfyUI server runs workflows of one node of type {comfyui.PROMPT!r}; this one has {len(nodes)} "
-            f"({kinds}). Run it on a server of type local or mirrorflow, with {comfyui.PROMPT!r} naming this server."
-        )
+    if (message := comfyui.misfit(work.definition)) is not None:
         raise ServerFailed(refused("COMFYUI_WORKFLOW", message))
+    nodes = work.definition.nodes
     parameters = {**work.definition.parameters, **work.parameters}
     scope = expressions.scope(input=work.input, parameters=parameters)
     try:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from engine import clock
+from engine.access import Permission
 from engine.files import Files, PathRefused
 from engine.lru import LRU
 from engine.nodes.contract import plain_text
@@ -127,6 +128,9 @@ class Mirrorflow:
             return Checked(CheckOutcome.WRONG_ANSWER, (clock.monotonic() - began) * 1_000, message=str(error))
         permissions = viewer.get("permissions") if isinstance(viewer, dict) else None
         known = {"permissions": permissions} if isinstance(permissions, list) else {}
+        if known and Permission.INSTANCE_RUN not in known["permissions"]:
+            message = f"{self._wire.name} knows the token, which may not start runs there: it needs the scope operator."
+            return Checked(CheckOutcome.WRONG_ANSWER, (clock.monotonic() - began) * 1_000, known, message=message)
         return Checked(CheckOutcome.OK, (clock.monotonic() - began) * 1_000, known)
 
     async def submit(self, work: Work) -> str:
@@ -141,7 +145,15 @@ class Mirrorflow:
             given["timeout"] = iso(work.timeout)
         if work.parameters:
             given["parameters"] = dict(work.parameters)
-        payload = await self._mutate(START, given)
+        known = work.version_id in self._versions
+        try:
+            payload = await self._mutate(START, given)
+        except ServerFailed as error:
+            if not known or error.failed.failure.code not in ("NOT_FOUND", "CONFLICT"):
+                raise
+            # Its database was replaced, or the workflow deleted, since the version was found there: look again.
+            self._versions.pop(work.version_id, None)
+            payload = await self._mutate(START, given | {"workflow": {"version": await self._version(work)}})
         try:
             return str(payload["instance"]["id"])
         except (KeyError, TypeError):
@@ -232,6 +244,7 @@ class Mirrorflow:
             if known is None:
                 known = await self._found(work.definition) or await self._brought(work.definition)
                 self._versions[work.version_id] = known
+        self._finding.pop(work.version_id, None)
         return known
 
     async def _found(self, definition: Definition) -> str | None:

@@ -56,7 +56,11 @@ async def test_folders_and_outputs_are_confined(engine: Engine, tmp_path: Path) 
         "/targetFolders/5": "PATH_NOT_ALLOWED", "/targetFolders/6": "PATH_NOT_ALLOWED",
         "/outputRoot": "OUTPUT_IN_TARGET",
     }  # fmt: skip
-    for output, code in (("in", "OUTPUT_IN_TARGET"), ("../up", "PATH_NOT_ALLOWED"), ("in/../in/x", "OUTPUT_IN_TARGET")):
+    outputs = {
+        "in": "OUTPUT_IN_TARGET", "../up": "PATH_NOT_ALLOWED", "in/../in/x": "OUTPUT_IN_TARGET",
+        "x" * 256: "PATH_TOO_LONG", "file:///zz": "PATH_NOT_ALLOWED",
+    }  # fmt: skip
+    for output, code in outputs.items():
         with pytest.raises(Invalid) as refusal:
             await engine.tasks.batch_start(LOCAL, change(spec, output_root=output))
         assert codes(refusal) == {"/outputRoot": code}

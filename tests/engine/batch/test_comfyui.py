@@ -11,7 +11,9 @@ import pytest
 from engine.access import LOCAL
 from engine.comfyui.following import Pace
 from engine.engine import Engine
+from flow.errors import Invalid
 from flow.servers import ServerStatus, ServerType
+from flow.tasks import RunSpec
 from tests.comfyui_double import ComfyUI, served
 from tests.engine.batch.doubles import ended, item_rows, project
 
@@ -65,6 +67,20 @@ async def test_a_server_that_is_restarted_in_between_costs_nothing(engine: Engin
     assert all(str(place.parent) == content.partition("/")[0] for content, place in placed.items())
     assert one.begun
     assert two.begun
+
+
+async def test_a_workflow_that_no_comfyui_can_run_is_refused(engine: Engine, tmp_path: Path) -> None:
+    """Before the start, and not once for each file."""
+    double = ComfyUI()
+    double.url = "http://127.0.0.1:9"
+    server = await registered(engine, double, "gpu")
+    spec = await project(engine, tmp_path, NAMES, servers=("local", server))
+    with pytest.raises(Invalid) as refusal:
+        await engine.tasks.batch_start(LOCAL, spec)
+    [problem] = refusal.value.problems
+    assert (problem.pointer, problem.code) == ("/servers/1", "COMFYUI_WORKFLOW")
+    with pytest.raises(Invalid):
+        await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server))
 
 
 async def test_cancelling_a_batch_stops_its_prompts(engine: Engine, tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ async def test_an_equal_version_is_used(place: MirrorflowPlace) -> None:
     assert await versions_there(place) == ["1.0.0", "1.0.1*"]
 
 
+async def test_a_workflow_that_is_gone_there_is_brought_again(place: MirrorflowPlace) -> None:
+    """Its database was replaced while this process remembers the version: the next work brings it there anew."""
+    client, there = place.client(), place.runs_on
+    ref = await client.submit(place.work("w1"))
+    await place.finish("w1", ref)
+    assert isinstance(await client.follow(ref, ignored), Done)
+    found = await there.workflows.named(LOCAL, "decided")
+    assert found is not None
+    await there.workflows.delete(LOCAL, found.id, permanent=True)
+    ref = await client.submit(place.work("w2"))
+    await place.finish("w2", ref)
+    assert isinstance(await client.follow(ref, ignored), Done)
+
+
 async def test_another_version_there_stays_current(place: MirrorflowPlace) -> None:
     """Ours comes to stand beside it, once: what others start there by name is what it was."""
     await place.runs_on.workflows.create(LOCAL, DOCUMENT | {"description": "theirs"})
@@ -103,6 +117,14 @@ async def test_a_wrong_token_is_found_by_the_check(place: MirrorflowPlace) -> No
     with pytest.raises(ServerFailed) as refusal:
         await place.client("x" * 30).submit(place.work("w1"))
     assert refusal.value.failed.server_lost
+
+
+async def test_a_token_that_may_run_nothing_is_found_by_the_check(place: MirrorflowPlace) -> None:
+    """Its server would refuse every item; the message names the scope that it needs."""
+    token = await place.runs_on.access.token_create(LOCAL, "onlooker", ["viewer"])
+    checked = await place.client(token.text).check()
+    assert checked.outcome is CheckOutcome.WRONG_ANSWER
+    assert "operator" in (checked.message or "")
 
 
 async def test_parameters_and_large_outputs_cross(place: MirrorflowPlace) -> None:
