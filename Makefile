@@ -20,8 +20,8 @@ help:  ## this list
 run: $(RUN_STAMP) $(GRAPHIQL_STAMP)  ## install what is missing, then serve; the first time with the examples and a run of each photo
 	@exec $(BIN)/mirrorflow serve --examples
 
-test: $(TEST_STAMP)  ## every test, several files at a time
-	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(TEST_STAMP)  ## every test, as many files at a time as there are cores
+	@$(BIN)/pytest -n logical --maxprocesses 6 --dist loadfile --no-loadscope-reorder
 
 check: $(TEST_STAMP) $(GRAPHIQL_STAMP)  ## what CI runs: style, types, tests, generated files, breaking changes of the schema
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ check: $(TEST_STAMP) $(GRAPHIQL_STAMP)  ## what CI runs: style, types, tests, ge
 	$(BIN)/python -m tests.docs --check
 	$(BIN)/mirrorflow schema --check schema.graphql
 	$(BIN)/python -m tests.schema_changes
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n logical --maxprocesses 6 --dist loadfile --no-loadscope-reorder
 
 format: $(TEST_STAMP)  ## put the code into shape
 	$(BIN)/ruff check --fix .

@@ -25,6 +25,7 @@ from flow import placing
 from flow.definition import Node
 from flow.errors import Category, Failure
 from flow.planner import Graph, Names, Run, prepare
+from flow.states import InstanceStatus
 
 GRAPHS_KEPT = 256
 
@@ -92,21 +93,19 @@ class Loader:
 
         A value that isn't there is the failure of the node that should have made it: the run must be able to go on.
         """
-        whole = []
-        for letter in letters:
-            match letter.event:
-                case e.NodeCompleted(path=path, attempt=attempt, artifact=e.Artifact() as artifact) as done:
-                    try:
-                        value = await asyncio.to_thread(self._artifacts.read_json, artifact)
-                    except (ArtifactMissing, msgspec.DecodeError) as error:
-                        message = f"The node's output can't be read here ({error}). All workers must share the folder."
-                        missing = Failure("ARTIFACT_MISSING", Category.RESOURCE, message)
-                        whole.append(Letter(letter.id, e.NodeFailed(path, attempt, missing)))
-                    else:
-                        whole.append(Letter(letter.id, msgspec.structs.replace(done, output=value)))
-                case _:
-                    whole.append(letter)
-        return whole
+        return [Letter(letter.id, await self._arrived(letter.event)) for letter in letters]
+
+    async def _arrived(self, event: e.AnyEvent) -> e.AnyEvent:
+        match event:
+            case e.NodeCompleted(artifact=e.Artifact() as artifact) | e.ChildEnded(artifact=e.Artifact() as artifact):
+                try:
+                    value = await asyncio.to_thread(self._artifacts.read_json, artifact)
+                except (ArtifactMissing, msgspec.DecodeError) as error:
+                    message = f"The output can't be read here ({error}). All workers must share the artifacts' folder."
+                    return _without_output(event, Failure("ARTIFACT_MISSING", Category.RESOURCE, message))
+                return msgspec.structs.replace(event, output=value)
+            case _:
+                return event
 
     async def with_large_values(self, events: list[e.Recorded]) -> list[e.Recorded]:
         """The events with the values that are in the artifact store."""
@@ -151,3 +150,9 @@ class Loader:
         """How many graphics cards the node needs."""
         kind = self._registry.get(node.type)
         return placing.gpus(node, kind.resources.gpu if kind is not None and kind.resources is not None else None)
+
+
+def _without_output(event: e.NodeCompleted | e.ChildEnded, missing: Failure) -> e.AnyEvent:
+    if isinstance(event, e.NodeCompleted):
+        return e.NodeFailed(event.path, event.attempt, missing)
+    return e.ChildEnded(event.path, event.instance_id, InstanceStatus.FAILED.value, error=missing)

@@ -46,12 +46,6 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
         yield running
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many processes again as there are cores: the live tests wait for their servers a third of the time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores + (cores + 1) // 2, 6)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Soak runs only where asked for (``-m soak``); of parallel tests the live ones, which are long, come first."""
     if hasattr(config, "workerinput"):  # or the last minute would be one process's alone

@@ -119,7 +119,6 @@ async def test_the_tasks_of_a_project_as_they_change(server: Server) -> None:
                 statuses.append(data["tasksUpdated"]["status"])
                 if statuses[-1] == "COMPLETED":
                     break
-    assert "PENDING" not in statuses
 
 
 async def test_a_server_that_is_checked(server: Server) -> None:
