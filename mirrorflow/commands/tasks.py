@@ -48,6 +48,11 @@ mutation($input: TaskItemsRetryInput!) { taskItemsRetry(input: $input) {
   __typename ... on TaskItemsRetryPayload { items } ... on UserError { code message }
   ... on ValidationFailed { problems { code pointer message } } } }
 """
+RUN = """
+mutation($input: TaskExecuteInput!) { taskExecute(input: $input) {
+  __typename ... on TaskExecutePayload { task { id } } ... on UserError { code message }
+  ... on ValidationFailed { problems { code pointer message } } } }
+"""
 DELETE = """
 mutation($input: TaskDeleteInput!) { taskDelete(input: $input) {
   __typename ... on TaskDeletePayload { id } ... on UserError { code message } } }
@@ -159,6 +164,28 @@ def retry(
             payload = await server.mutate(RETRY, {"input": {"task": id, "canceled": canceled}})
             typer.echo(f"{id}: {payload['items']} run again")
             return await watched(server, id) if watch else 0
+
+    raise typer.Exit(asyncio.run(ask()))
+
+
+@tasks.command()
+def run(
+    id: Id,
+    server: Annotated[
+        str | None, typer.Option("--server", "-s", metavar="NAME", help="On this server, instead of its own.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until it has ended.")] = False,
+    url: Url = None,
+    token: Token = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a task that waits to be started, or that has ended, again: of a batch what isn't done, and new files."""
+
+    async def ask() -> int:
+        async with client(url, token, data_dir) as asked:
+            await asked.mutate(RUN, {"input": {"id": id, "server": server}})
+            typer.echo(f"{id} runs")
+            return await watched(asked, id) if watch else 0
 
     raise typer.Exit(asyncio.run(ask()))
 

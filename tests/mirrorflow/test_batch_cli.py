@@ -98,8 +98,10 @@ def test_a_watched_batch_tells_lines_in_a_pipe(cli: Cli, pictures: Callable[...,
     assert re.match(r"\d\d:\d\d:\d\d  COMPLETED  3/3", last), answer.err
 
 
-def test_what_failed_is_told_and_retried(cli: Cli, pictures: Callable[..., str]) -> None:
-    """Exit 1 with each failed file and why; ``tasks show`` tells it again; ``retry`` runs that file alone."""
+def test_what_failed_is_told_and_retried(cli: Cli, server: Server, pictures: Callable[..., str]) -> None:
+    """Exit 1 with each failed file and why; ``tasks show`` tells it again; ``retry`` runs that file alone, ``run`` new
+    ones too.
+    """
     folder = pictures("failing", "a.txt", "bad.txt")
     answer = cli("batch", "start", "-W", "names", "-f", folder, "-w", "--name", "two of them")
     assert answer.code == 1
@@ -114,6 +116,10 @@ def test_what_failed_is_told_and_retried(cli: Cli, pictures: Callable[..., str])
     assert again.code == 1
     assert f"{id}: 1 run again" in again.out
     assert "run 2" in cli("tasks", "show", id).out
+    (server.data_dir / "files" / folder / "new.txt").write_text("new")
+    whole = cli("tasks", "run", id, "--server", "local", "--watch")
+    assert whole.code == 1
+    assert "2/3" in whole.err
     assert cli("tasks", "delete", id) == Answer(0, f"{id}: deleted\n", "")
     gone = cli("tasks", "show", id)
     assert (gone.code, gone.err) == (2, f"mirrorflow: There is no task '{id}' on the server.\n")
@@ -170,6 +176,7 @@ def test_a_check_says_whether_it_could_start(cli: Cli) -> None:
         (("batch", "start", "-W", "names"), "--folder"),
         (("tasks", "list", "--status", "done"), "There is no status 'done': use PENDING, "),
         (("tasks", "retry", "task-0"), "There is no task 'task-0'"),
+        (("tasks", "run", "task-0"), "There is no task 'task-0'"),
         (("tasks", "delete", "task-0"), "There is no task 'task-0'"),
         (("tasks", "show", "task-0", "-w"), "There is no task 'task-0'"),
     ],
