@@ -111,4 +111,5 @@ def _checked(request: httpx.Request) -> None:
     if request.url.scheme not in ("http", "https"):
         import httpx
 
-        raise httpx.UnsupportedProtocol(f"Only http and https URLs can be requested, not {request.url.scheme!r}.")
+        given = f", not {request.url.scheme!r}" if request.url.scheme else ", with their host"  # httpx drops file:
+        raise httpx.UnsupportedProtocol(f"Only http and https URLs can be requested{given}.")
