@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -12,8 +13,6 @@ from typing import IO
 
 from flow.errors import Category
 
-#: What file systems take, in bytes.
-MAX_PATH, MAX_NAME = 4_000, 255
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -44,12 +43,12 @@ class Files:
     def reading(self, path: str) -> Path:
         """The existing file or folder that ``path`` names.
 
-        Raises PathRefused: PATH_NOT_ALLOWED outside the roots, FILE_NOT_FOUND where nothing is there.
+        Raises PathRefused: PATH_NOT_ALLOWED outside the roots, FILE_NOT_FOUND where nothing is there, PATH_TOO_LONG.
         """
         asked = _asked(path)
         if asked.is_absolute():
             found = self._confined(asked, path)
-            if not found.exists():
+            if not _exists(found, path):
                 raise PathRefused("FILE_NOT_FOUND", f"There is no file {path!r}.")
             return found
         escaped = False
@@ -59,7 +58,7 @@ class Files:
             except PathRefused:
                 escaped = True
                 continue
-            if found.exists():
+            if _exists(found, path):
                 return found
         if escaped:
             raise self._outside(path)
@@ -68,12 +67,12 @@ class Files:
     def writing(self, path: str) -> Path:
         """Where ``path`` is to be written; its folder need not exist yet.
 
-        Raises PathRefused: PATH_NOT_ALLOWED outside the roots, NO_WRITABLE_FOLDER if there is none.
+        Raises PathRefused: PATH_NOT_ALLOWED outside the roots, NO_WRITABLE_FOLDER if there is none, PATH_TOO_LONG.
         """
         asked = _asked(path)
-        if asked.is_absolute():
-            return self._confined(asked, path)
-        return self._confined(self.writable() / asked, path)
+        target = self._confined(asked if asked.is_absolute() else self.writable() / asked, path)
+        _exists(target, path)
+        return target
 
     def writable(self) -> Path:
         """The first root that can be written. Raises PathRefused with NO_WRITABLE_FOLDER if there is none."""
@@ -107,15 +106,17 @@ def _asked(path: str) -> Path:
         raise PathRefused("PATH_NOT_ALLOWED", f"{path!r} is no path: write one within the allowed folders.")
     if _ADDRESS.match(path):
         raise PathRefused("PATH_NOT_ALLOWED", f"{path[:100]!r} is an address: write a path, without a scheme.")
-    asked = Path(path)
-    if _bytes(path) > MAX_PATH or any(_bytes(part) > MAX_NAME for part in asked.parts):
-        message = f"{path[:60]!r}… is too long: a path has at most {MAX_PATH:,} bytes, and each name in it {MAX_NAME}."
-        raise PathRefused("PATH_TOO_LONG", message)
-    return asked
+    return Path(path)
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+def _exists(path: Path, said: str) -> bool:
+    """Raises PathRefused with PATH_TOO_LONG where the file system can't have such a name."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise PathRefused("PATH_TOO_LONG", f"{said[:60]!r}… is too long for the file system.") from None
 
 
 @contextmanager

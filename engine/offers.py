@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -229,19 +230,20 @@ class Offers:
 
     async def _written_apart(self, reports: list[Report]) -> None:
         """One by one, so that a report that can't be stored keeps no other back: its node fails instead."""
+        instead: Report | None = None
         try:
             while reports:
                 try:
-                    self._told(await self._database.write(store.report, self._worker, reports[:1]))
+                    self._tell(await self._database.write(store.report, self._worker, [instead or reports[0]]))
                 except StorageUnavailable:
                     await asyncio.sleep(RETRY_S)
                     continue
                 except Exception as error:
                     log.exception("offers.refused_one", instance=reports[0].instance_id)
-                    if (instead := _told_failed(reports[0], error)) is not None:
-                        reports[0] = instead
+                    if instead is None and (instead := _instead(reports[0], error)) is not None:
                         continue
                 del reports[0]
+                instead = None
         finally:
             self._outbox[:0] = reports
             if self._outbox:
@@ -351,13 +353,11 @@ class Offers:
         self._filled.set()
 
 
-def _told_failed(report: Report, error: Exception) -> Report | None:
-    """Instead of a report that can't be stored: that its node failed. None if it said no end, or that already."""
-    match report.events[-1] if report.over else None:
-        case e.NodeFailed(error=Failure(code="INTERNAL")) | None:
-            return None
-        case end:
-            message = f"What came of the node can't be stored: {error!r}"[:2_000]
-            began = [event for event in report.events if isinstance(event, e.NodeStarted)]
-            failed = e.NodeFailed(end.path, getattr(end, "attempt", 0), Failure("INTERNAL", Category.INTERNAL, message))
-            return dataclasses.replace(report, events=[*began, failed], artifacts=())
+def _instead(report: Report, error: Exception) -> Report | None:
+    """What is said instead of a report that can't be stored: that its node began, and failed if it has ended."""
+    events: list[e.NodeEvent] = [event for event in report.events if isinstance(event, e.NodeStarted)]
+    if report.over:
+        end: Any = report.events[-1]
+        message = f"What came of the node can't be stored: {error!r}"[:2_000]
+        events.append(e.NodeFailed(end.path, end.attempt, Failure("INTERNAL", Category.INTERNAL, message)))
+    return dataclasses.replace(report, events=events, artifacts=()) if events else None

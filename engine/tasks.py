@@ -295,8 +295,8 @@ class Tasks:
         before = await self._row(actor, task_id)
         spec = spec_of(before)
         own = spec.servers if isinstance(spec, BatchSpec) else ((spec.server,) if spec.server else ())
-        servers = own if server is None else await self._asking.servers_of(actor.project_id, (server,))
-        await self._asking.version(actor, before.workflow_id, None, before.version_id)
+        version = await self._asking.version(actor, before.workflow_id, None, before.version_id)
+        servers = own if server is None else await self._asking.fitting(actor.project_id, (server,), version, "server")
         await self._require_available(actor, servers, waits=isinstance(spec, RunSpec) and server is None)
         if server is not None:
             if isinstance(spec, BatchSpec):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Text, case, cast, delete, func, or_, select, update
+from sqlalchemy import Connection, Text, case, cast, delete, func, select, update
 
 from db.models import Server, TaskItem
 from db.store import bulk, changes
@@ -136,18 +136,13 @@ def take(connection: Connection, hold: Hold, server_id: str | None, slots: int, 
     free = min(most, slots - connection.execute(running).scalar_one())
     if free <= 0:
         return []
-    ids = list(
-        connection.execute(
-            select(TaskItem.id)
-            .where(
-                TaskItem.task_id == hold.task_id,
-                TaskItem.status == "PENDING",
-                or_(TaskItem.due_at.is_(None), TaskItem.due_at <= db_now()),
-            )
-            .order_by(TaskItem.ordinal)
-            .limit(free)
-        ).scalars()
-    )
+    # Those that failed before come last: they tell least about the others.
+    pending = select(TaskItem.id).where(TaskItem.task_id == hold.task_id, TaskItem.status == "PENDING")
+    fresh = pending.where(TaskItem.due_at.is_(None)).order_by(TaskItem.ordinal)
+    ids = list(connection.execute(fresh.limit(free)).scalars())
+    if len(ids) < free:
+        again = pending.where(TaskItem.due_at <= db_now()).order_by(TaskItem.due_at)
+        ids += connection.execute(again.limit(free - len(ids))).scalars()
     if not ids:
         return []
     rows = connection.execute(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, literal, or_, select, update
 
 from db.base import Instant
 from db.models import Task, TaskExecution, TaskItem
@@ -284,14 +284,23 @@ def release(connection: Connection, hold: Hold) -> None:
     )
 
 
-def step_aside(connection: Connection, hold: Hold) -> None:
-    """Give a task back that could only wait, for some seconds, so that others may try; the more of them, the longer."""
+def step_aside(connection: Connection, hold: Hold, most_s: float) -> None:
+    """Give a task back that could only wait, for some seconds (at most ``most_s``), so that others may try; the more of
+    them, the longer. One that is to be cancelled is due at once.
+    """
     number = select(func.count()).select_from(Task).where(Task.completed_at.is_(None), _wanted())
     tasks = int(connection.execute(number).scalar_one())
     connection.execute(
         update(Task)
         .where(Task.id == hold.task_id, Task.owner == hold.owner, Task.fence == hold.fence)
-        .values(owner=None, lease_until=None, due_at=db_now(max(ASIDE_S, tasks / ASIDE_RATE)))
+        .values(
+            owner=None,
+            lease_until=None,
+            due_at=case(
+                (Task.cancel_requested_at.is_not(None), db_now()),
+                else_=db_now(min(most_s, max(ASIDE_S, tasks / ASIDE_RATE))),
+            ),
+        )
     )
 
 

@@ -75,7 +75,7 @@ class Asking:
         folders, output, wrong = await asyncio.to_thread(self._paths, spec)
         if problems or wrong:
             raise Invalid([*problems, *wrong], path=("input",))
-        servers = await self._database.read(self._fitting, actor.project_id, spec.servers, version)
+        servers = await self.fitting(actor.project_id, spec.servers, version)
         schema = version.definition.input_schema
         resolved = msgspec.structs.replace(
             spec,
@@ -110,7 +110,7 @@ class Asking:
             version = await self._node(actor, spec)
             name = spec.name or spec.type
         if server is not None:
-            await self._database.read(self._fitting, actor.project_id, (server,), version)
+            await self.fitting(actor.project_id, (server,), version, "server")
         resolved = msgspec.structs.replace(
             spec,
             workflow_id=version.workflow_id,
@@ -173,20 +173,6 @@ class Asking:
             found.append(own)
         return tuple(dict.fromkeys(server.id for server in found))
 
-    def _fitting(
-        self, connection: Connection, project_id: str, asked: tuple[str, ...], version: PinnedVersion
-    ) -> tuple[str, ...]:
-        """A store function: as ``_server_ids``. Raises Invalid if one of them can't run the workflow at all."""
-        why = comfyui.misfit(version.definition)
-        problems = []
-        for place, each in enumerate(asked):
-            server = availability(connection, project_id, each).server
-            if why is not None and server.type == ServerType.COMFYUI:
-                problems.append(Problem(f"/servers/{place}", "COMFYUI_WORKFLOW", f"The server {server.name!r}: {why}"))
-        if problems:
-            raise Invalid(problems, path=("input",))
-        return self._server_ids(connection, project_id, asked)
-
     def _own(self, connection: Connection, project_id: str) -> StoredServer | None:
         try:
             server = availability(connection, project_id, LOCAL_NAME).server
@@ -205,6 +191,25 @@ class Asking:
     async def servers_of(self, project_id: str, asked: tuple[str, ...]) -> tuple[str, ...]:
         """The ids of the servers that a batch would run on. Raises NotFound."""
         return await self._database.read(self._server_ids, project_id, asked)
+
+    async def fitting(
+        self, project_id: str, asked: tuple[str, ...], version: PinnedVersion, field: str = "servers"
+    ) -> tuple[str, ...]:
+        """As ``servers_of``. Raises Invalid, pointing into this field, if one of them can't run the workflow at all."""
+        why = comfyui.misfit(version.definition)
+
+        def found(connection: Connection) -> tuple[str, ...]:
+            problems = []
+            for place, each in enumerate(asked if why is not None else ()):
+                server = availability(connection, project_id, each).server
+                if server.type == ServerType.COMFYUI:
+                    pointer = f"/{field}/{place}" if field == "servers" else f"/{field}"
+                    problems.append(Problem(pointer, "COMFYUI_WORKFLOW", f"The server {server.name!r}: {why}"))
+            if problems:
+                raise Invalid(problems, path=("input",))
+            return self._server_ids(connection, project_id, asked)
+
+        return await self._database.read(found)
 
     # ---- folders
 

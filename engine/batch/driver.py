@@ -15,6 +15,7 @@ from db.store import tasks as store
 from db.store.tasks import Hold
 from engine import clock
 from engine.batch.attempts import Surroundings
+from engine.batch.line import Rank
 from engine.batch.run import TaskRun
 from engine.bus import Bus
 from flow.errors import Category, Failure, LeaseLost, StorageUnavailable
@@ -44,8 +45,10 @@ class Driver:
         self._runs: dict[str, tuple[Hold, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
         self._draining = False
-        #: More tasks want to run than this process may hold: those that only wait step aside for them.
+        #: More tasks want to run than this process may hold: the least urgent of those that only wait steps aside.
         self._crowded = False
+        #: The held tasks that only wait.
+        self._waiting: dict[str, Rank] = {}
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -131,8 +134,7 @@ class Driver:
 
     async def _run(self, hold: Hold) -> None:
         try:
-            if not await TaskRun(self._surroundings(), hold, lambda: self._crowded).run():
-                await self._database.write(store.step_aside, hold)
+            await TaskRun(self._surroundings(), hold, lambda rank: self._steps_aside(hold.task_id, rank)).run()
         except LeaseLost:
             log.info("task %s is another worker's now, or has ended", hold.task_id)
         except StorageUnavailable as error:
@@ -145,9 +147,21 @@ class Driver:
             log.exception("task %s met an error in the engine", hold.task_id)
             await self._fail(hold, error)
         finally:
+            self._waiting.pop(hold.task_id, None)
             if self._runs.get(hold.task_id, (None,))[0] == hold:
                 del self._runs[hold.task_id]
             self.wake()
+
+    def _steps_aside(self, task_id: str, rank: Rank | None) -> bool:
+        """Whether the task, if it can only wait (its rank), is the one to make room for another."""
+        if rank is None:
+            self._waiting.pop(task_id, None)
+            return False
+        self._waiting[task_id] = rank
+        if not self._crowded or rank != max(self._waiting.values()):
+            return False
+        self._crowded = False  # one for each time: there may be enough room then
+        return True
 
     async def _fail(self, hold: Hold, error: Exception) -> None:
         """Our own fault would come again with every holder: end the task, and free its slots."""

@@ -24,8 +24,10 @@ class Line:
             self.leave(task_id)
 
     def leave(self, task_id: str) -> None:
-        """It doesn't wait any more."""
-        self._waiting.pop(task_id, None)
+        """It doesn't wait any more: those behind it may go."""
+        if (left := self._waiting.pop(task_id, None)) is not None:
+            for server_id in left[1]:
+                self.freed(server_id)
 
     def lets(self, rank: Rank, server_id: str | None) -> bool:
         """Whether a task of this rank may take a place of the server: nobody more urgent waits for one."""

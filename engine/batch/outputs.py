@@ -129,7 +129,7 @@ def _left(staging: Staging) -> Iterator[tuple[Path, str]]:
             below.sort()
             for name in sorted(names):
                 path = Path(folder) / name
-                if path.is_symlink() or not path.is_file() or (fetched and name == PART):
+                if path.is_symlink() or not path.is_file() or (fetched and (name == PART or folder == str(top))):
                     continue
                 yield path, name if fetched else str(Path(*map(_utf8, path.relative_to(top).parts)))
 
@@ -173,7 +173,12 @@ def _landed(source: Path, folder: Path, wanted: str, own: set[tuple[int, int]], 
                     raise
                 if not _reserve(target, note):
                     continue
-                _copied(source, target)
+                try:
+                    _copied(source, target)
+                except OSError:
+                    target.unlink(missing_ok=True)
+                    note.unlink(missing_ok=True)
+                    raise
         _sync(folder)
         return target
     raise OutputRefused("TOO_MANY_OUTPUTS", f"There are {_MOST_NAMES:,} files called like {wanted!r} already.")

@@ -50,14 +50,14 @@ def asked_topic(task_id: str) -> str:
 
 
 class TaskRun:
-    """``run`` returns when the task has ended, or when it can only wait and others want to be held: ``crowded``.
+    """``run`` returns when the task has ended or has stepped aside. Cancelling it leaves the work running where it is.
 
-    Cancelling it leaves the work running where it runs.
+    ``steps_aside`` is asked again and again: with the task's rank while it can only wait, or None; it may make room.
     """
 
-    def __init__(self, around: Surroundings, hold: Hold, crowded: Callable[[], bool]) -> None:
+    def __init__(self, around: Surroundings, hold: Hold, steps_aside: Callable[[Rank | None], bool]) -> None:
         self._around = around
-        self._crowded = crowded
+        self._steps_aside = steps_aside
         self._database = around.database
         self._hold = hold
         self._changed = asyncio.Event()
@@ -73,8 +73,8 @@ class TaskRun:
         self._pace: Pace
         self._rank: Rank
 
-    async def run(self) -> bool:
-        """Whether the task has ended. Raises LeaseLost when somebody else has taken or ended it; StorageUnavailable."""
+    async def run(self) -> None:
+        """Raises LeaseLost when somebody else has taken the task, or ended it; StorageUnavailable."""
         row = await self._database.write(store.begin, self._hold, clock.now())
         self._tell(row.change_seq)
         try:
@@ -83,7 +83,7 @@ class TaskRun:
             failure = Failure("WORKFLOW_NOT_FOUND", Category.VALIDATION, error.message)
             at = clock.now()
             self._tell(await self._database.write(ledger.fail_task, self._hold, msgspec.to_builtins(failure), at))
-            return True
+            return
         self._plan = plan(row, version)
         self._sharing = Sharing(self._database, self._around.servers, row.project_id, self._plan.servers)
         self._attempts = Attempts(self._around, self._hold, self._plan, self._sharing, self._changed)
@@ -100,9 +100,10 @@ class TaskRun:
         try:
             for item in await self._database.read(ledger.running, row.id):
                 self._attempts.begin(item)
-            ended = await self._drive(expanding)
-            if ended:
+            if await self._drive(expanding):
                 await self._wind_up()
+            else:
+                await self._database.write(store.step_aside, self._hold, self._left_s())
         except LeaseLost:
             await self._abandon()
             raise
@@ -112,7 +113,6 @@ class TaskRun:
             self._around.line.leave(row.id)
             await asyncio.gather(*beside, return_exceptions=True)
             await self._attempts.close()
-        return ended
 
     # ---- the loop
 
@@ -129,7 +129,8 @@ class TaskRun:
             wait = await self._hand_out()
             if wait is None and not self._attempts and expanding is None:
                 break
-            if not self._attempts and expanding is None and self._message is not None and self._crowded():
+            only_waits = not self._attempts and expanding is None and self._message is not None
+            if self._steps_aside(self._rank if only_waits else None):
                 if (await self._row()).message != self._message:
                     await self._note()
                 return False
@@ -188,20 +189,29 @@ class TaskRun:
         if not usable:
             self._message = self._sharing.waits()
             return LOOK_S, []
+        begun = False
         for id, slots, most in free:
             if self._around.line.lets(self._rank, id):
                 for item in await self._database.write(ledger.take, self._hold, id, slots, most, clock.now()):
                     self._attempts.begin(item)
+                    begun = True
         self._message = None if self._attempts else FULL
+        if begun and not (await self._database.read(ledger.waiting, self._hold.task_id)).items:
+            return LOOK_S, []  # it has all that it wants
         return LOOK_S, named
 
     async def _change(self, within_s: float) -> None:
         """Wait until something changes, at most so long."""
-        if self._plan.deadline is not None:
-            within_s = min(within_s, max(0.01, (self._plan.deadline - clock.now()).total_seconds()))
+        within_s = min(within_s, self._left_s())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._changed.wait()
+
+    def _left_s(self) -> float:
+        """Seconds until the task's time is over."""
+        if self._plan.deadline is None:
+            return float("inf")
+        return max(0.01, (self._plan.deadline - clock.now()).total_seconds())
 
     async def _expand(self, spec: BatchSpec, row: Record) -> None:
         """Look through the folders, in a thread, and write down what is found, a piece in each transaction."""

@@ -63,7 +63,9 @@ class Sharing:
     def lost(self, id: str | None, why: str) -> None:
         """An item met the server's end: leave it alone for a while."""
         if id is not None:
-            _, before, _ = self._shunned.get(id, (0.0, 0.0, ""))
+            until, before, _ = self._shunned.get(id, (0.0, 0.0, ""))
+            if clock.monotonic() < until:
+                return  # several items met the same end
             pause = min(SHUN_MOST_S, before * 2 or SHUN_S)
             self._shunned[id] = (clock.monotonic() + pause, pause, why)
 

@@ -151,7 +151,7 @@ async def test_a_result_that_cant_be_stored_fails_its_own_node(house: House, mon
     monkeypatch.setattr(store, "report", refuse)
     async with house.worker("gpu"), house.worker() as driver:
         good = offered("good", "test/talk", parameters={"lines": 3})
-        bad = offered("bad", "test/talk", parameters={"lines": 3})
+        bad = offered("bad", "test/talk", parameters={"lines": 3}, retry={"max": 1})
         id = await started(driver, document([bad, good]))
         events = await history(driver, id)
         [failed] = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeFailed)]
@@ -240,7 +240,9 @@ async def test_a_large_value_that_did_not_arrive_fails_its_node(house: House, tm
     elsewhere._folder = tmp_path / "elsewhere"
     elsewhere._folder.mkdir()
     large = offered("a", "test/large", parameters={"size": 300_000}, retry={"max": 1})
-    async with elsewhere.worker("gpu"), house.worker() as driver:
+    async with elsewhere.worker("gpu") as other, house.worker() as driver:
+        other.executor._max_instances = 0  # it makes attempts, and drives nothing
+        other.executor._check_space()
         id = await started(driver, document([large]))
         events = await history(driver, id)
         [failed] = [recorded.event for recorded in events if isinstance(recorded.event, e.NodeFailed)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,6 +124,37 @@ def test_many_at_once_keep_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda staging: place(staging, "x.png"), items))
     assert sorted(tree(tmp_path).values(), key=int) == [str(n) for n in range(40)]
+
+
+def test_what_an_older_version_fetched_is_no_output(tmp_path: Path) -> None:
+    """It lay beside the folders in which fetched files lie now, whole ones and halves; they are fetched again."""
+    staging = staged(tmp_path, "item-1")
+    (staging.fetched / "1-a.jpg.part").write_text("ha")
+    (staging.fetched / "1-a.jpg").write_text("half")
+    fetch(staging, "a.jpg", "whole")
+    place(staging, "x.png")
+    assert tree(tmp_path) == {"a.jpg": "whole"}
+
+
+def test_a_copy_that_fails_leaves_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt, or another item, has it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    staging = staged(tmp_path, "item-1", a_jpg="one")
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", lambda *_: _raise(PermissionError(errno.EPERM, "no links")))
+        full.setattr(shutil, "copyfile", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            place(staging, "x.png")
+    assert tree(tmp_path) == {}
+    place(staging, "x.png")
+    assert tree(tmp_path) == {"a.jpg": "one"}
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

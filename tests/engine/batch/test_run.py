@@ -278,6 +278,35 @@ async def test_tasks_that_only_wait_keep_nobody_waiting(engine: Engine, monkeypa
     assert {(await ended(engine, task)).status for task in waiting[:-1]} == {"COMPLETED"}
 
 
+async def test_the_most_urgent_task_does_not_step_aside(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more waiting tasks than a process holds it is held, so that the next free place is its own."""
+    monkeypatch.setattr("engine.batch.driver.MOST", 3)
+    double = Double()
+    double.hold = True
+    [server] = await serving(engine, double, batch_size=1)
+    await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server))
+    await double.has(1)
+    many = [await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server, priority=1)) for _ in range(6)]
+    urgent = await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server, priority=10))
+    for task in (*many, urgent):
+        await until(engine, task, lambda row: row.message == FULL)
+    await double.let_go()
+    await ended(engine, urgent)
+    assert [work.priority for work in double.works.values()][1] == 10
+
+
+async def test_what_has_all_it_wants_keeps_no_place_from_others(engine: Engine) -> None:
+    """An urgent run on a server with two places leaves the other one to whoever comes."""
+    double = Double()
+    double.hold = True
+    [server] = await serving(engine, double, batch_size=2)
+    await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server, priority=10))
+    await double.has(1)
+    other = await engine.tasks.create(LOCAL, RunSpec(type="core/noop", server=server, priority=1))
+    await double.has(2)
+    assert (await task_row(engine, other)).message is None
+
+
 async def test_the_most_urgent_task_gets_the_free_place(engine: Engine) -> None:
     """Of tasks that wait for one server, whenever they came; what one of them said while it waited is not its end."""
     double = Double()
@@ -331,6 +360,8 @@ async def test_a_file_that_breaks_its_server_does_not_hold_up_the_others(
     [item] = [item for item in await item_rows(engine, started) if item.status == "FAILED"]
     assert (item.relative, item.error["code"], item.attempts) == ("f00.txt", "SERVER_LOST", 5)
     assert "it answered 500" in item.error["message"]
+    relative = {item.id: item.relative for item in await item_rows(engine, started)}
+    assert [relative[id.rpartition("-")[0]] for id in double.submits] == [*names(4), *["f00.txt"] * 4]
 
 
 async def test_an_output_root_that_breaks_ends_the_task_as_its_items_did(engine: Engine, tmp_path: Path) -> None:
