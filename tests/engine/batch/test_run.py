@@ -160,7 +160,7 @@ async def test_a_batch_that_is_out_of_time_is_stopped(engine: Engine, tmp_path: 
     spec = await project(engine, tmp_path, names(3), servers=servers, timeout=timedelta(seconds=0.3))
     row = await ended(engine, await engine.tasks.batch_start(LOCAL, spec))
     assert (row.status, row.error["code"], row.canceled) == ("FAILED", "TASK_TIMEOUT", 3)
-    assert len(double.cancelled) == 2
+    assert sorted(double.cancelled) == sorted(double.works), "all that the server was given"
 
 
 async def test_another_engine_goes_on_where_the_first_was(tmp_path: Path) -> None:
