@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from db.store import tasks
 from db.store import workflows as store
 from db.store.workflows import StoredVersion, StoredWorkflow
 from engine.access import Actor
@@ -57,7 +58,7 @@ def require_free(conn: Connection, actor: Actor, name: str) -> None:
 
 def require_unused(conn: Connection, workflow: StoredWorkflow) -> None:
     """Raise Conflict if a task runs the workflow or is about to: each of its items starts an instance of its own."""
-    if (task := store.open_task(conn, workflow.id)) is not None:
+    if (task := tasks.open_of_workflow(conn, workflow.id)) is not None:
         message = f"The task {task} runs {workflow.name}. Cancel it first, or wait for its end."
         raise Conflict(message, task=task)
 

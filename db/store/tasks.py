@@ -98,6 +98,12 @@ def items(connection: Connection, project_id: str, ids: Sequence[str]) -> dict[s
     return {row.id: row for row in connection.execute(query)}
 
 
+def open_of_workflow(connection: Connection, workflow_id: str) -> str | None:
+    """The id of a task that runs the workflow or is about to, if there is one."""
+    query = select(Task.id).where(Task.workflow_id == workflow_id, Task.completed_at.is_(None), _wanted())
+    return connection.execute(query.limit(1)).scalar()
+
+
 def running_by_server(connection: Connection, server_ids: Sequence[str]) -> dict[str, int]:
     """How many slots of each server are taken: the items that it runs now, of whatever task."""
     query = (

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
-from db.models import Instance, Task, Workflow, WorkflowVersion
+from db.models import Instance, Workflow, WorkflowVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,6 @@ def open_instances(conn: Connection, workflow_id: str) -> int:
     query = select(func.count()).select_from(Instance)
     mine = Instance.workflow_id == workflow_id, Instance.completed_at.is_(None)
     return int(conn.execute(query.where(*mine)).scalar_one())
-
-
-def open_task(conn: Connection, workflow_id: str) -> str | None:
-    """The id of a task that runs the workflow or is about to, if there is one."""
-    wanted = or_(Task.due_at.is_not(None), Task.lease_until.is_not(None))
-    query = select(Task.id).where(Task.workflow_id == workflow_id, Task.completed_at.is_(None), wanted)
-    return conn.execute(query.limit(1)).scalar()
 
 
 def delete_instances(conn: Connection, workflow_id: str, limit: int) -> int:
