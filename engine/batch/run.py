@@ -27,7 +27,7 @@ from engine.batch.expansion import Chunk, FoundFile, walk_of
 from engine.batch.line import Rank
 from engine.batch.outputs import Staging, staged
 from engine.batch.plan import Plan, plan
-from engine.batch.sharing import WAITS, Sharing
+from engine.batch.sharing import Sharing
 from flow import batches
 from flow.batches import Counts, Pace
 from flow.errors import Category, Failure, Invalid, LeaseLost, NotFound, StorageUnavailable
@@ -38,10 +38,9 @@ NOTE_S = 0.25
 #: Servers, and what people ask for, are looked at again at least this often.
 LOOK_S = 1.0
 PIECE = 500  # items that are looked up at once
+FULL = "Waits for a free place: its servers work on other tasks."
 
 log = logging.getLogger(__name__)
-
-FULL = "Waits for a free place: its servers work on other tasks."
 
 
 def asked_topic(task_id: str) -> str:
@@ -64,7 +63,7 @@ class TaskRun:
         self._looked = float("-inf")
         self._stop: TaskStep | None = None  # CANCEL: asked for; FAIL: out of time, or for the reason of ``_failure``
         self._failure: Failure | None = None
-        self._message: str | None = None
+        self._message: str | None = None  # what it waits for
         self._noted: Any = None
         self._noted_at = float("-inf")
         self._plan: Plan
@@ -98,7 +97,10 @@ class TaskRun:
             expanding.add_done_callback(lambda _: self._changed.set())
             beside.append(expanding)
         try:
-            for item in await self._database.read(ledger.running, row.id):
+            running = await self._database.read(ledger.running, row.id)
+            if running or _counts(row).ended:
+                self._attempts.message = row.message  # before that, it says what the task waited for
+            for item in running:
                 self._attempts.begin(item)
             if await self._drive(expanding):
                 await self._wind_up()
@@ -290,9 +292,8 @@ class TaskRun:
                 step, failure = batches.batch_end(counts, self._attempts.stopped)
             case _:
                 step, failure, result = await self._end_of_item()
-        values: dict[str, Any] = {"progress": batches.progress(counts, True) if counts.total else 1.0, "result": result}
-        if _waits(row.message):
-            values["message"] = None
+        progress = batches.progress(counts, True) if counts.total else 1.0
+        values: dict[str, Any] = {"progress": progress, "message": self._attempts.message, "result": result}
         if self._plan.batch is not None:
             bare = 0
             if self._plan.output_root is not None and counts.done:
@@ -336,10 +337,10 @@ class TaskRun:
         self._pace.note(at, counts.ended)
         shares = self._attempts.shares
         share = batches.progress(counts, row.expanded, sum(shares.values()))
-        own = None if _waits(row.message) else row.message
+        own = self._attempts.message
         if self._plan.batch is not None:
             own = batches.summary(counts) if counts.total or row.expanded else "Looks through its folders."
-        message = self._message or self._attempts.message or own
+        message = self._message or own
         seen = (counts, row.expanded, round(share, 4), message)
         if seen == self._noted:
             return
@@ -374,8 +375,3 @@ def _counts(row: Record) -> Counts:
 
 def _rank(row: Record) -> Rank:
     return -row.priority, row.created_at, row.id
-
-
-def _waits(message: str | None) -> bool:
-    """Whether the message says what the task waits for: it is stale as soon as it runs."""
-    return message is not None and message.startswith((FULL, WAITS))

@@ -19,8 +19,6 @@ ENGINE_SLOTS = 8
 #: How long a server that was lost is left alone, doubled each time.
 SHUN_S, SHUN_MOST_S = 1.0, 30.0
 
-WAITS = "Waits for a server:"
-
 _LOST = (ServerStatus.OFFLINE, ServerStatus.ERROR)
 
 
@@ -77,7 +75,7 @@ class Sharing:
     def waits(self) -> str:
         """Why no server can take anything, in a sentence."""
         reasons = [f"{self._name(id)} {why}" for id in self.ids if (why := self._why_not(id)) is not None]
-        return f"{WAITS} {'; '.join(reasons[:5])}."
+        return f"Waits for a server: {'; '.join(reasons[:5])}."
 
     def local(self, id: str | None) -> bool:
         """Whether the server is this engine: its references are instances of ours."""
