@@ -296,7 +296,9 @@ class Tasks:
         spec = spec_of(before)
         own = spec.servers if isinstance(spec, BatchSpec) else ((spec.server,) if spec.server else ())
         version = await self._asking.version(actor, before.workflow_id, None, before.version_id)
-        servers = own if server is None else await self._asking.fitting(actor.project_id, (server,), version, "server")
+        servers = own
+        if server is not None:
+            servers = await self._asking.fitting(actor.project_id, {"/server": server}, version)
         await self._require_available(actor, servers, waits=isinstance(spec, RunSpec) and server is None)
         if server is not None:
             if isinstance(spec, BatchSpec):

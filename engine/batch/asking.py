@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ class Asking:
         folders, output, wrong = await asyncio.to_thread(self._paths, spec)
         if problems or wrong:
             raise Invalid([*problems, *wrong], path=("input",))
-        servers = await self.fitting(actor.project_id, spec.servers, version)
+        asked = {f"/servers/{place}": server for place, server in enumerate(spec.servers)}
+        servers = await self.fitting(actor.project_id, asked, version)
         schema = version.definition.input_schema
         resolved = msgspec.structs.replace(
             spec,
@@ -110,7 +112,7 @@ class Asking:
             version = await self._node(actor, spec)
             name = spec.name or spec.type
         if server is not None:
-            await self.fitting(actor.project_id, (server,), version, "server")
+            await self.fitting(actor.project_id, {"/server": server}, version)
         resolved = msgspec.structs.replace(
             spec,
             workflow_id=version.workflow_id,
@@ -192,22 +194,22 @@ class Asking:
         """The ids of the servers that a batch would run on. Raises NotFound."""
         return await self._database.read(self._server_ids, project_id, asked)
 
-    async def fitting(
-        self, project_id: str, asked: tuple[str, ...], version: PinnedVersion, field: str = "servers"
-    ) -> tuple[str, ...]:
-        """As ``servers_of``. Raises Invalid, pointing into this field, if one of them can't run the workflow at all."""
+    async def fitting(self, project_id: str, asked: Mapping[str, str], version: PinnedVersion) -> tuple[str, ...]:
+        """As ``servers_of``, of servers by the place that names them, such as ``/servers/0``.
+
+        Raises Invalid, pointing there, if one of them can't run the workflow at all.
+        """
         why = comfyui.misfit(version.definition)
 
         def found(connection: Connection) -> tuple[str, ...]:
             problems = []
-            for place, each in enumerate(asked if why is not None else ()):
+            for pointer, each in asked.items() if why is not None else ():
                 server = availability(connection, project_id, each).server
                 if server.type == ServerType.COMFYUI:
-                    pointer = f"/{field}/{place}" if field == "servers" else f"/{field}"
                     problems.append(Problem(pointer, "COMFYUI_WORKFLOW", f"The server {server.name!r}: {why}"))
             if problems:
                 raise Invalid(problems, path=("input",))
-            return self._server_ids(connection, project_id, asked)
+            return self._server_ids(connection, project_id, tuple(asked.values()))
 
         return await self._database.read(found)
 
