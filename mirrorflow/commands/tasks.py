@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -159,13 +159,11 @@ def retry(
 ) -> None:
     """Run the files of a finished task again that failed; the others stay as they are."""
 
-    async def ask() -> int:
-        async with client(url, token, data_dir) as server:
-            payload = await server.mutate(RETRY, {"input": {"task": id, "canceled": canceled}})
-            typer.echo(f"{id}: {payload['items']} run again")
-            return await watched(server, id) if watch else 0
+    async def ask(api: Client) -> str:
+        payload = await api.mutate(RETRY, {"input": {"task": id, "canceled": canceled}})
+        return f"{id}: {payload['items']} run again"
 
-    raise typer.Exit(asyncio.run(ask()))
+    _started(ask, id, watch, client(url, token, data_dir))
 
 
 @tasks.command()
@@ -181,13 +179,11 @@ def run(
 ) -> None:
     """Run a task that waits to be started, or that has ended, again: of a batch what isn't done, and new files."""
 
-    async def ask() -> int:
-        async with client(url, token, data_dir) as asked:
-            await asked.mutate(RUN, {"input": {"id": id, "server": server}})
-            typer.echo(f"{id} runs")
-            return await watched(asked, id) if watch else 0
+    async def ask(api: Client) -> str:
+        await api.mutate(RUN, {"input": {"id": id, "server": server}})
+        return f"{id} runs"
 
-    raise typer.Exit(asyncio.run(ask()))
+    _started(ask, id, watch, client(url, token, data_dir))
 
 
 @tasks.command()
@@ -200,6 +196,17 @@ def delete(id: Id, url: Url = None, token: Token = None, data_dir: DataDir = Non
 
     asyncio.run(ask())
     typer.echo(f"{id}: deleted")
+
+
+def _started(ask: Callable[[Client], Awaitable[str]], id: str, watch: bool, server: Client) -> NoReturn:
+    """Ask, tell what came of it, and stay until the task has ended if that is wanted."""
+
+    async def tell() -> int:
+        async with server as api:
+            typer.echo(await ask(api))
+            return await watched(api, id) if watch else 0
+
+    raise typer.Exit(asyncio.run(tell()))
 
 
 # ---- watching -------------------------------------------------------------------------------------------------
