@@ -3,9 +3,11 @@
 It is only a hint. Whoever misses a message, because it came late or reads too slowly, reads the database; a message
 costs nothing when nobody listens. ``LocalBus`` is one process's own; ``engine.redis_bus`` joins many.
 
-Topics and their messages: an instance's id (its ``Recorded`` events), a project's id (its change numbers),
-``worker:<id>`` (ids to look at), ``workers`` (ids of workers that changed), a task's id and ``tasks:<project>`` (ids
-of tasks that changed), ``servers:<project>`` (ids of servers that changed).
+Topics for watchers: an instance's id (its ``Recorded`` events), a project's id (its change numbers), ``workers`` (ids
+of workers that changed), a task's id and ``tasks:<project>`` (ids of tasks that changed), ``servers:<project>`` (ids of
+servers that changed). Topics for workers, each with an id to look at, or nothing: ``worker:<id>`` (instances),
+``offered`` (attempts for others to make), ``drain:<worker>``, ``tasks`` (something is due), ``<task>:asked`` (somebody
+wants something of it), ``servers`` (one that is to be checked).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Link:
 
     def lost(self, error: BaseException) -> float:
         """Seconds to wait before the next attempt."""
-        if not self._failures:
+        if not self.away:
             log.warning(f"{self._part}.redis_lost", error=_said(error))
         pause = PAUSES_S[min(self._failures, len(PAUSES_S) - 1)]
         self._failures += 1
@@ -61,7 +61,7 @@ class Link:
 
     def back(self) -> None:
         """It has answered."""
-        if self._failures:
+        if self.away:
             self._failures = 0
             log.info(f"{self._part}.redis_back")
 

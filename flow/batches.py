@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import mimetypes
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -336,8 +335,3 @@ def describe(spec: BatchSpec) -> str:
     first = spec.target_folders[0].rstrip("/").rpartition("/")[2] if spec.target_folders else ""
     more = f" and {len(spec.target_folders) - 1} more" if len(spec.target_folders) > 1 else ""
     return f"{spec.workflow_name or 'batch'}: {shown(first)[1:-1] or '/'}{more}"[:MAX_NAME]
-
-
-def seconds(value: float) -> str:
-    """A short wait for a sentence."""
-    return f"{math.ceil(value)} s"
