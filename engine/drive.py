@@ -19,7 +19,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 import structlog
@@ -29,16 +29,15 @@ from db.store import leases
 from db.store.instances import Letter
 from db.store.leases import Claim
 from engine import clock
-from engine.attempts import Attempt, Lines
+from engine.attempts import Lines
 from engine.calls import Broke, Done, LogLine, Outcome, Progress, Report
-from engine.children import ChildRefused, farewell
+from engine.children import ChildRefused
+from engine.draft import Draft
 from engine.output import MAX_INLINE, MAX_OUTPUT
 from flow import events as e
 from flow.actions import Begin, Cancel, Complete, End, Fail, Pause, Skip, Spawn, Start, Wait
 from flow.errors import Category, Failure, StorageUnavailable
-from flow.events import Artifact
 from flow.expressions import ExpressionError
-from flow.history import NodeState
 from flow.planner import Run
 from flow.states import NodeStatus, SkipReason
 
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
 
 #: Progress is kept at most this often for a node.
 PROGRESS_EVERY_S = 0.25
-#: How soon the inbox is read again, and a large output put again, when that could not be done.
-READ_AGAIN_S = STORE_AGAIN_S = 1.0
+#: How soon the inbox is read again when that could not be done.
+READ_AGAIN_S = 1.0
 #: So many events are stored at once; control nodes could decide for long without it.
 MAX_APPEND = 1_000
 
@@ -101,20 +100,9 @@ class Drive:
         self._progress: dict[str, Progress] = {}
         self._check_inbox = False
         self._abandoned = False
-        # What the next append carries.
-        self._events: list[e.Recorded] = []
-        self._touched: dict[str, NodeState] = {}
-        #: Events (by number) whose output is too large to be in them.
-        self._large: set[int] = set()
-        self._consumed: list[int] = []
-        self._artifacts: list[store.NewArtifact] = []
-        self._children: list[store.Create] = []
-        #: Children whose node was cancelled.
-        self._left: list[str] = []
-        #: Attempts that other workers may make, and those (paths) that are not wanted any more.
-        self._offers: list[tuple[Attempt, str, int]] = []
-        self._revoked: list[str] = []
-        #: All that were ever revoked by this drive.
+        self._draft = Draft(executor.artifacts, claim, run)
+        self._record = self._draft.record
+        #: Offered attempts (paths) that this drive has told others to leave.
         self._revoking: set[str] = set()
         #: By path, children that are to be made.
         self._spawns: dict[str, Spawn] = {}
@@ -137,11 +125,6 @@ class Drive:
         """Stop what still runs. When the process is going down, it is left to the next holder."""
         for path in self._attempts:
             self._stop(path)
-
-    @property
-    def busy(self) -> bool:
-        """True while attempts are running."""
-        return bool(self._attempts)
 
     # ---- the loop
 
@@ -173,8 +156,8 @@ class Drive:
             held_up = self.run.held_up(self._planned_at) if not self._executor.draining else set()
             self._executor.places.stand_in_line(self, held_up)
             rests = not (ended or unfinished or self._attempts or self._starting or held_up)
-            if self._events or self._revoked or ended or rests:
-                progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._events)
+            if self._draft.events or self._draft.revoked or ended or rests:
+                progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._draft.events)
                 outcome = await self._commit(release=rests, progress=progress)
                 if not isinstance(outcome, store.Committed):
                     return
@@ -205,7 +188,7 @@ class Drive:
 
     async def _read_inbox(self) -> None:
         self._check_inbox = False
-        seen = {mail.id for mail in self._mail if isinstance(mail, Letter)} | set(self._consumed)
+        seen = {mail.id for mail in self._mail if isinstance(mail, Letter)} | set(self._draft.consumed)
         try:
             letters = await self._executor.loader.letters(self.instance_id)
         except StorageUnavailable as error:
@@ -221,7 +204,7 @@ class Drive:
                 case Ended(path, outcome):
                     self._conclude(path, outcome)
                 case Letter(id, event):
-                    self._consumed.append(id)
+                    self._draft.consumed.append(id)
                     if self.run.accepts(event):
                         self._take(event)
                 case e.NodeLog() | e.NodeProgress() as said:
@@ -250,7 +233,7 @@ class Drive:
         match outcome:
             case Done(output=output, usage=usage, artifact=artifact, artifacts=artifacts, cached=cached):
                 for new in (*artifacts, *((artifact,) if artifact else ())):
-                    self._artifacts.append(store.NewArtifact(new, clock.now()))
+                    self._draft.artifacts.append(store.NewArtifact(new, clock.now()))
                 self._record(e.NodeCompleted(path, state.attempt, output, artifact, usage, cached))
             case Broke(failure=failure, usage=usage):
                 draw = random.uniform(-1, 1)
@@ -272,7 +255,7 @@ class Drive:
         self._planned_at = clock.now()
         while True:
             room = {} if self._executor.draining else self._executor.sharing.room_for(self.run)
-            others = len(self._events) - len(starts)
+            others = len(self._draft.events) - len(starts)
             for action in self.run.plan(clock.now(), room):
                 match action:
                     case Begin():
@@ -303,9 +286,9 @@ class Drive:
                         self._record(event)
                     case _:
                         assert_never(action)
-            if len(self._events) - len(starts) == others:  # a start brings nothing new to plan; all else may
+            if len(self._draft.events) - len(starts) == others:  # a start brings nothing new to plan; all else may
                 return False
-            if len(self._events) >= MAX_APPEND:
+            if len(self._draft.events) >= MAX_APPEND:
                 return True
 
     def _has_place(self, path: str) -> bool:
@@ -324,18 +307,18 @@ class Drive:
         node = self.run.node(path)
         gpus = self._executor.loader.gpus(node)
         self._record(e.NodeScheduled(path, attempt, node.runs_on, gpus))
-        self._offers.append((made, self._executor.loader.lane(node), gpus))
+        self._draft.offers.append((made, self._executor.loader.lane(node), gpus))
 
     def _complete(self, action: Complete) -> None:
         path, output, artifact = action.path, action.output, action.artifact
-        attempt = self._attempt_of(path)
+        attempt, large = self._attempt_of(path), False
         if artifact is None and (size := len(msgspec.json.encode(output))) > MAX_INLINE:
             if size > MAX_OUTPUT:
                 message = f"The output has {size:,} bytes of JSON; a node gives at most {MAX_OUTPUT:,}."
                 self._record(e.NodeFailed(path, attempt, Failure("OUTPUT_TOO_LARGE", Category.RESOURCE, message, path)))
                 return
-            self._large.add(self.run.snapshot.last_seq + 1)
-        self._record(e.NodeCompleted(path, attempt, output, artifact, cached=action.cached))
+            large = True
+        self._record(e.NodeCompleted(path, attempt, output, artifact, cached=action.cached), large=large)
 
     async def _spawn(self) -> None:
         """Make the children that were planned, to be created with the events that name them."""
@@ -350,7 +333,7 @@ class Drive:
                 failure = msgspec.structs.replace(refusal.failure, node_id=path, attempt=attempt)
                 self._record(e.NodeFailed(path, attempt, failure))
                 continue
-            self._children.append(child)
+            self._draft.children.append(child)
             if spawn.wait:
                 self._record(e.NodeWaiting(path, attempt, e.ForChild(child.instance_id)))
             else:
@@ -362,11 +345,11 @@ class Drive:
         elif path in self.run.snapshot.offered:
             if path not in self._revoking:
                 self._revoking.add(path)
-                self._revoked.append(path)
+                self._draft.revoked.append(path)
         elif self.run.snapshot.nodes[path].status is not NodeStatus.RUNNING or self.run.is_control(path):
             self._spawns.pop(path, None)
             if isinstance(awaited := self.run.snapshot.nodes[path].awaited, e.ForChild):
-                self._left.append(awaited.instance_id)
+                self._draft.left.append(awaited.instance_id)
             self._record(e.NodeCanceled(path, self._attempt_of(path)))
 
     def _attempt_of(self, path: str) -> int:
@@ -382,92 +365,10 @@ class Drive:
             self._stopping.add(path)
             asyncio.get_running_loop().call_soon(self._attempts[path].cancel)
 
-    def _record(self, event: e.AnyEvent) -> None:
-        """Make the event history, as far as this process knows; the next append makes it so for everybody."""
-        recorded = e.Recorded(self.run.snapshot.last_seq + 1, clock.now(), event)
-        self._touched.update(self.run.apply(recorded))
-        self._events.append(recorded)
-        match event:
-            case e.InstanceCompleted(artifact=None, output=output) if len(msgspec.json.encode(output)) > MAX_INLINE:
-                self._large.add(recorded.seq)
-            case _:
-                pass
-
     async def _commit(self, *, release: bool, progress: bool) -> store.Outcome:
-        if self._large:
-            await self._store_large_outputs()
-        offers = [await self._offered(*offer) for offer in self._offers]
-        snapshot, run = self.run.snapshot, self.run
-        entry = store.Append(
-            instance_id=self.instance_id,
-            project_id=self.project_id,
-            fence=self.fence,
-            base_seq=snapshot.last_seq - len(self._events),
-            events=[without_large_values(event) for event in self._events],
-            instance=store.instance_row(self.instance_id, self.project_id, snapshot),
-            nodes=[
-                store.node_row(self.instance_id, path, run.node(path).type, state)
-                for path, state in self._touched.items()
-            ],
-            artifacts=self._artifacts,
-            consumed=self._consumed,
-            release=release,
-            due_at=clock.now() if release and self._executor.draining else self.run.wake_at(),
-            progress=progress,
-            children=self._children,
-            left=self._left,
-            letters=farewell(self.instance_id, snapshot),
-            offers=offers,
-            revoked=self._revoked,
-        )
-        self._offers, self._revoked = [], []
-        self._events, self._artifacts, self._consumed, self._children, self._left = [], [], [], [], []
-        self._touched = {}
-        return await self._executor.journal.submit(entry)
-
-    async def _offered(self, made: Attempt, lane: str, gpus: int) -> store.Offer:
-        """The attempt as it is stored for other workers; a large input goes to the artifact store."""
-        call, artifact = made.call, None
-        if len(msgspec.json.encode(call.input)) > MAX_INLINE:
-            artifact = await self._put(call.input)
-            made = msgspec.structs.replace(made, call=msgspec.structs.replace(call, input=None))
-        return store.Offer(
-            id=clock.new_id("att"),
-            path=call.path,
-            attempt=call.attempt,
-            lane=lane,
-            labels=self.run.node(call.path).runs_on,
-            gpus=gpus,
-            priority=self.priority,
-            call=msgspec.to_builtins(made),
-            artifact=artifact,
-        )
-
-    async def _store_large_outputs(self) -> None:
-        """What is too large for an event goes to the artifact store: a run's output, or that of a control node."""
-        for place, recorded in enumerate(self._events):
-            event = recorded.event
-            if recorded.seq not in self._large or not isinstance(event, e.NodeCompleted | e.InstanceCompleted):
-                continue
-            artifact = await self._put(event.output)
-            self._artifacts.append(store.NewArtifact(artifact, clock.now()))
-            if isinstance(event, e.NodeCompleted):
-                self._touched[event.path].artifact = artifact
-            else:
-                self.run.snapshot.artifact = artifact
-            self._events[place] = msgspec.structs.replace(
-                recorded, event=msgspec.structs.replace(event, artifact=artifact)
-            )
-        self._large.clear()
-
-    async def _put(self, value: Any) -> Artifact:
-        """Put the value into the artifact store, however long that has no room: the work it came from is done."""
-        while True:
-            try:
-                return await asyncio.to_thread(self._executor.artifacts.put_json, value)
-            except OSError as error:
-                log.warning("drive.output_unstored", instance=self.instance_id, error=str(error))
-                await asyncio.sleep(STORE_AGAIN_S)
+        due_at = clock.now() if release and self._executor.draining else self.run.wake_at()
+        append = await self._draft.finish(release=release, due_at=due_at, progress=progress)
+        return await self._executor.journal.submit(append)
 
     # ---- attempts
 
@@ -540,11 +441,3 @@ class Drive:
             await self._knocked.wait()
         finally:
             timer.cancel()
-
-
-def without_large_values(recorded: e.Recorded) -> e.Recorded:
-    """The event as it is stored: a value that is in the artifact store is not repeated in it."""
-    event = recorded.event
-    if isinstance(event, e.NodeCompleted | e.InstanceCompleted | e.ChildEnded) and event.artifact is not None:
-        return msgspec.structs.replace(recorded, event=msgspec.structs.replace(event, output=None))
-    return recorded
