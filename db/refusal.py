@@ -10,8 +10,13 @@ from flow.errors import StorageUnavailable
 
 #: PostgreSQL's SQLSTATEs for what is not the statement's fault: connection, password, no such database, deadlock and
 #: serialization, resources (a full disk, too many connections), a lock or a statement that took too long, an operator
-#: (shutdown), the system, a read-only server, no tables.
-UNAVAILABLE_STATES = ("08", "28", "3D", "40", "53", "55P03", "57", "58", "25006", "25P03", "42P01")
+#: (shutdown), the system, a read-only server, no tables, a PgBouncer that mixes up prepared statements.
+UNAVAILABLE_STATES = ("08", "26", "28", "3D", "40", "53", "55P03", "57", "58", "25006", "25P03", "42P01", "42P05")
+
+_PGBOUNCER = (
+    "A PgBouncer in transaction mode stands before the database and doesn't know prepared statements. Give it "
+    "`max_prepared_statements = 500` (PgBouncer 1.21 or newer), or `pool_mode = session`. Nothing was stored."
+)
 
 #: States in which waiting doesn't help: somebody must change the settings or the server.
 _HOPELESS = ("28", "3D", "42501")
@@ -27,6 +32,8 @@ _BY_STATE = {
     "57P03": "The database server is starting or stopping. Nothing was stored; try again.",
     "25006": "The database server is read-only (a replica?). Name the primary in MIRRORFLOW_DATABASE_URL.",
     "42P01": "The database has no Mirrorflow tables. Run `mirrorflow db upgrade`.",
+    "26": _PGBOUNCER,
+    "42P05": _PGBOUNCER,
     "40": "The database undid the change because others got in its way. Nothing was stored; try again.",
 }
 

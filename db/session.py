@@ -162,11 +162,22 @@ class PostgresDatabase(Database):
 
     A connection that the server closed (a restart) is seen without asking: asyncpg noticed. One that lay idle for long
     is asked first, since a firewall may have forgotten it; asking each time would cost as much as the transaction.
+    Nothing is left in a connection from one transaction to the next but its limits and prepared statements, so
+    PgBouncer may stand in between (docs/deploy.md).
     """
 
     dialect = "postgresql"
 
     def __init__(self, url: str, *, pool: int, statement_s: float, lock_s: float, name: str) -> None:
+        limits = {
+            "statement_timeout": int(statement_s * 1000),
+            "lock_timeout": int(lock_s * 1000),
+            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_S * 1000,
+            "tcp_keepalives_idle": 30,
+            "tcp_keepalives_interval": 10,
+            "tcp_keepalives_count": 3,
+        }
+        self._limits = "; ".join(f"SET {name} = {value}" for name, value in limits.items())
         self._engine: AsyncEngine = create_async_engine(
             url,
             pool_size=pool,
@@ -181,20 +192,25 @@ class PostgresDatabase(Database):
                 # Ours comes after the server's own: it is for the server that has gone without a word.
                 "command_timeout": statement_s + 5,
                 "prepared_statement_cache_size": 500,
-                "server_settings": {
-                    "application_name": name,
-                    "statement_timeout": str(int(statement_s * 1000)),
-                    "lock_timeout": str(int(lock_s * 1000)),
-                    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_S * 1000),
-                    "tcp_keepalives_idle": "30",
-                    "tcp_keepalives_interval": "10",
-                    "tcp_keepalives_count": "3",
-                },
+                "server_settings": {"application_name": name},
+                "async_creator_fn": self._open,
             },
         )
         event.listen(self._engine.sync_engine, "checkin", _note_rest)
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
         self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    async def _open(self, **arguments: Any) -> Any:
+        """A connection with our limits: set by a statement, since PgBouncer refuses to be told of them at its start."""
+        import asyncpg
+
+        connection = await asyncpg.connect(**arguments)
+        try:
+            await connection.execute(self._limits)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._transaction(self._reader, query, args, kwargs)

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 from sqlalchemy.util import await_only
 
 from db import migrate, session
+from db.refusal import unavailable
 from db.session import connect, place
 from flow.errors import StorageUnavailable
 from tests.postgres import Postgres
@@ -168,3 +169,42 @@ def test_a_place_names_no_password() -> None:
     """What is shown in logs while a start waits."""
     assert place("postgresql+asyncpg://me:hush@db.example.org/flows") == "db.example.org:5432/flows"
     assert place("postgresql+asyncpg://me:hush@/flows?host=/run/pg") == "/run/pg:5432/flows"
+
+
+#: What PgBouncer takes at the start of a connection without being told to ignore it.
+PGBOUNCER_TAKES = {
+    "user", "database", "application_name", "client_encoding", "datestyle", "timezone", "standard_conforming_strings",
+}  # fmt: skip
+
+
+async def test_a_connection_starts_as_pgbouncer_takes_it() -> None:
+    """It closes one that brings other settings; https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
+    brought: dict[str, str] = {}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not brought:
+            size = int.from_bytes(await reader.readexactly(4))
+            packet = await reader.readexactly(size - 4)
+            if size == 8:  # asks for TLS
+                writer.write(b"N")
+            else:
+                words = packet[4:].rstrip(b"\0").decode().split("\0")
+                brought.update(zip(words[::2], words[1::2], strict=True))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        db = connect(f"postgresql+asyncpg://somebody:secret@127.0.0.1:{port}/mirrorflow")
+        with pytest.raises(StorageUnavailable):
+            await db.read(one)
+        await db.close()
+    assert brought["application_name"] == "mirrorflow"
+    assert {name.lower() for name in brought} <= PGBOUNCER_TAKES
+
+
+@pytest.mark.parametrize("state", ["26000", "42P05"])
+def test_mixed_up_prepared_statements_are_told_with_the_remedy(state: str) -> None:
+    """Of a PgBouncer in transaction mode that was not told to keep them."""
+    error = Exception('prepared statement "__asyncpg_stmt_1__" does not exist')
+    error.sqlstate = state  # type: ignore[attr-defined]
+    assert "max_prepared_statements" in unavailable(error).message
