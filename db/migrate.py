@@ -22,7 +22,7 @@ from db.refusal import hopeless, unavailable
 from flow.errors import StorageUnavailable, WorkflowError
 
 #: Every revision, oldest first: what Alembic would find in ``migrations/versions`` (a test compares).
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import Boolean, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, Instant, Json
@@ -47,12 +47,24 @@ class Worker(Base):
 class RemoteAttempt(Base):
     """A node's attempt that is offered to any worker with the labels and a free place in the lane.
 
-    ``labels`` are sorted and joined by commas. ``lease_until`` is an instant on the *database's* clock; ``fence``
-    grows with every claim, and only its holder may report. ``revoked``: its run does not want it any more.
+    ``labels`` are sorted and joined by commas. Of those open, the one with the earliest ``ranked_at`` is the next.
+    ``lease_until`` is an instant on the *database's* clock; ``fence`` grows with every claim, and only its holder may
+    report. ``revoked``: its run does not want it any more.
     """
 
     __tablename__ = "remote_attempts"
-    __table_args__ = (UniqueConstraint("instance_id", "path", "attempt"), Index(None, "lease_until", "labels"))
+    __table_args__ = (
+        UniqueConstraint("instance_id", "path", "attempt"),
+        Index(None, "lease_until", "labels"),
+        Index(
+            "ix_remote_attempts_open",
+            "labels",
+            "lane",
+            "ranked_at",
+            sqlite_where=text("lease_until IS NULL"),
+            postgresql_where=text("lease_until IS NULL"),
+        ),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     instance_id: Mapped[str] = mapped_column(ForeignKey("instances.id", ondelete="CASCADE"))
@@ -66,6 +78,7 @@ class RemoteAttempt(Base):
     call: Mapped[Any] = mapped_column(Json, nullable=True)
     call_artifact: Mapped[Any] = mapped_column(Json, nullable=True)
     created_at: Mapped[datetime] = mapped_column(Instant)
+    ranked_at: Mapped[datetime | None] = mapped_column(Instant)
     owner: Mapped[str | None] = mapped_column(String(64))
     fence: Mapped[int] = mapped_column(Integer, default=0)
     lease_until: Mapped[datetime | None] = mapped_column(Instant)

@@ -7,12 +7,13 @@ id order, as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Table, case, delete, insert, literal, null, or_, select, text, update
+from sqlalchemy import Connection, Row, Table, case, delete, insert, literal, null, or_, select, tuple_, update
 
 from db.models import Artifact, InboxItem, Instance, RemoteAttempt
 from db.store import bulk
@@ -28,6 +29,7 @@ _NO_SYNC: dict[str, Any] = {"synchronize_session": False}
 
 #: Offers whose lease ran out that are dealt with at once.
 BATCH = 200
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def put(connection: Connection, instance_id: str, project_id: str, offers: Seque
             "fence": 0,
             "revoked": False,
             "created_at": db_now(),
+            "ranked_at": db_now(-AGEING_S * offer.priority),  # as ``db.store.admission.rank`` has it for instances
         }
         for offer in offers
     ]
@@ -96,31 +99,30 @@ def claim(
     The runs of paused instances start nothing, so their offers stay.
     """
     free = {lane: places for lane, places in room.items() if places > 0}
-    open_ = (RemoteAttempt.lease_until.is_(None), RemoteAttempt.revoked.is_(False))
-    asked = connection.execute(select(RemoteAttempt.labels).where(*open_).distinct()).scalars()
-    fitting = [wanted for wanted in asked if set(wanted.split(",")) - {""} <= labels]
-    if not fitting or not free:
-        return []
-    query = (
-        select(RemoteAttempt.id, RemoteAttempt.lane, RemoteAttempt.gpus)
-        .join(Instance, Instance.id == RemoteAttempt.instance_id)
-        .where(*open_, RemoteAttempt.labels.in_(fitting), RemoteAttempt.lane.in_(list(free)))
-        .where(RemoteAttempt.gpus <= gpus, Instance.status != "PAUSED")
-        .order_by(_rank(connection))
-        .limit(sum(free.values()) * 2)
-        .with_for_update(skip_locked=True, of=RemoteAttempt)
-    )
+    fitting: list[Row[Any]] = []
+    for wanted, lane in _kinds(connection):
+        if lane in free and set(wanted.split(",")) - {""} <= labels:
+            fitting += connection.execute(
+                select(RemoteAttempt.id, RemoteAttempt.lane, RemoteAttempt.gpus, RemoteAttempt.ranked_at)
+                .join(Instance, Instance.id == RemoteAttempt.instance_id)
+                .where(RemoteAttempt.lease_until.is_(None), RemoteAttempt.revoked.is_(False))
+                .where(RemoteAttempt.labels == wanted, RemoteAttempt.lane == lane)
+                .where(RemoteAttempt.gpus <= gpus, Instance.status != "PAUSED")
+                .order_by(RemoteAttempt.ranked_at)
+                .limit(free[lane] * (2 if gpus else 1))  # of those that want cards not all may have them
+                .with_for_update(skip_locked=True, of=RemoteAttempt)
+            )
     chosen: list[str] = []
-    for id, lane, cards in connection.execute(query):
-        if free[lane] > 0 and cards <= gpus:
-            free[lane] -= 1
-            gpus -= cards
-            chosen.append(id)
+    for offer in sorted(fitting, key=lambda offer: offer.ranked_at or _EVER):
+        if free[offer.lane] > 0 and offer.gpus <= gpus:
+            free[offer.lane] -= 1
+            gpus -= offer.gpus
+            chosen.append(offer.id)
     if not chosen:
         return []
     taken = (
         update(RemoteAttempt)
-        .where(RemoteAttempt.id.in_(chosen), *open_)
+        .where(RemoteAttempt.id.in_(chosen))
         .values(owner=worker, fence=RemoteAttempt.fence + 1, lease_until=db_now(lease_s))
         .returning(
             RemoteAttempt.id,
@@ -153,11 +155,15 @@ def claim(
     ]
 
 
-def _rank(connection: Connection) -> Any:
-    """Urgent and old ones first, as ``db.store.admission.rank`` has it for instances."""
-    if connection.dialect.name == "sqlite":
-        return text(f"julianday(remote_attempts.created_at) * 86400 - remote_attempts.priority * {AGEING_S}")
-    return text(f"extract(epoch from remote_attempts.created_at) - remote_attempts.priority * {AGEING_S}")
+def _kinds(connection: Connection) -> Iterator[tuple[str, str]]:
+    """Labels and lane of all that is open, each once: a step in the index for each, however many offers there are."""
+    kind = tuple_(RemoteAttempt.labels, RemoteAttempt.lane)
+    found = select(RemoteAttempt.labels, RemoteAttempt.lane).where(RemoteAttempt.lease_until.is_(None))
+    found = found.order_by(RemoteAttempt.labels, RemoteAttempt.lane).limit(1)
+    last = connection.execute(found).one_or_none()
+    while last is not None:
+        yield last.labels, last.lane
+        last = connection.execute(found.where(kind > tuple_(last.labels, last.lane))).one_or_none()
 
 
 def renew(connection: Connection, worker: str, fences: Mapping[str, int], lease_s: float) -> set[str]:
