@@ -23,7 +23,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from db.models import Instance, Project, Workflow
 from db.store import bulk, changes
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 from flow.errors import NotFound
 
 #: One step of priority is worth as much as having waited this long.
@@ -82,7 +82,7 @@ def any_gated(connection: Connection) -> bool:
 
 def admit_due(connection: Connection) -> list[str]:
     """Let in everywhere whoever may begin: after a limit was raised, or a deadline has passed at a gate."""
-    past = and_(Instance.gate.is_not(None), Instance.due_at.is_not(None), Instance.due_at <= db_now())
+    past = and_(Instance.gate.is_not(None), Instance.due_at.is_not(None), Instance.due_at <= db_now_once())
     late = update(Instance).where(past).values(gate=None).returning(Instance.id)
     ids = list(connection.execute(late, execution_options={"synchronize_session": False}).scalars())
     query = select(Instance.project_id).where(Instance.gate.is_not(None)).distinct()

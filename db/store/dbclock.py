@@ -25,6 +25,15 @@ class db_now(ColumnElement[datetime]):
         self.plus_seconds = float(plus_seconds)
 
 
+class db_now_once(db_now):
+    """The same, for comparisons: PostgreSQL asks its clock once for the statement and can look into an index with that.
+
+    Its clock may tell something else for every row (it is VOLATILE), so it would go through all of them.
+    """
+
+    inherit_cache = False
+
+
 @compiles(db_now, "sqlite")
 def _sqlite(element: db_now, compiler: Any, **_: Any) -> str:
     return f"(strftime('%Y-%m-%dT%H:%M:%f', 'now', '{element.plus_seconds:+.3f} seconds') || '000Z')"
@@ -33,6 +42,11 @@ def _sqlite(element: db_now, compiler: Any, **_: Any) -> str:
 @compiles(db_now, "postgresql")
 def _postgresql(element: db_now, compiler: Any, **_: Any) -> str:
     return f"(clock_timestamp() + interval '{element.plus_seconds:.3f} seconds')"
+
+
+@compiles(db_now_once, "postgresql")
+def _postgresql_once(element: db_now_once, compiler: Any, **_: Any) -> str:
+    return f"(SELECT {_postgresql(element, compiler)})"
 
 
 def present(connection: Connection) -> datetime:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Text, case, cast, delete, func, select, updat
 from db.models import Server, TaskItem
 from db.store import bulk, changes
 from db.store import tasks as store
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 from db.store.keyset import Record
 from db.store.tasks import ITEMS, Hold, close, held, set_task
 from flow.tasks import TaskStatus, TaskStep
@@ -141,7 +141,7 @@ def take(connection: Connection, hold: Hold, server_id: str | None, slots: int, 
     fresh = pending.where(TaskItem.due_at.is_(None)).order_by(TaskItem.ordinal)
     ids = list(connection.execute(fresh.limit(free)).scalars())
     if len(ids) < free:
-        again = pending.where(TaskItem.due_at <= db_now()).order_by(TaskItem.due_at)
+        again = pending.where(TaskItem.due_at <= db_now_once()).order_by(TaskItem.due_at)
         ids += connection.execute(again.limit(free - len(ids))).scalars()
     if not ids:
         return []

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select,
 
 from db.models import InboxItem, Instance
 from db.store.admission import rank
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def expire_all(connection: Connection) -> int:
     result = connection.execute(
         # Only open ones have a lease; to say so spares looking through all the others.
         update(Instance)
-        .where(Instance.completed_at.is_(None), Instance.lease_until > db_now())
+        .where(Instance.completed_at.is_(None), Instance.lease_until > db_now_once())
         .values(lease_until=db_now()),
         execution_options={"synchronize_session": False},
     )
@@ -167,8 +167,8 @@ def due(connection: Connection, limit: int) -> list[Due]:
     columns = (Instance.id, Instance.priority, Instance.created_at, rank().label("rank"))
     # Two ranges of one index: as one condition, SQLite would go through all who wait.
     due = union_all(
-        select(*columns).where(free, Instance.lease_until.is_not(None), Instance.lease_until <= db_now()),
-        select(*columns).where(free, Instance.lease_until.is_(None), Instance.due_at <= db_now()),
+        select(*columns).where(free, Instance.lease_until.is_not(None), Instance.lease_until <= db_now_once()),
+        select(*columns).where(free, Instance.lease_until.is_(None), Instance.due_at <= db_now_once()),
     ).subquery()
     query = select(due.c.id, due.c.priority, due.c.created_at).order_by(due.c.rank, due.c.id).limit(limit)
     return [Due(*row) for row in connection.execute(query)]
@@ -185,7 +185,7 @@ def next_suspect(connection: Connection, lease_s: float) -> str | None:
     query = (
         select(Instance.id)
         .where(Instance.completed_at.is_(None), Instance.lost_claims > 0, _free(), _deaths >= SUSPECT)
-        .where(or_(Instance.due_at.is_(None), Instance.due_at <= db_now()))
+        .where(or_(Instance.due_at.is_(None), Instance.due_at <= db_now_once()))
         .where(or_(Instance.lease_until.is_(None), Instance.lease_until <= rested))
         .order_by(_deaths, Instance.created_at)
         .limit(1)
@@ -212,4 +212,4 @@ def _lock(connection: Connection, instance_ids: Iterable[str]) -> None:
 
 
 def _free() -> ColumnElement[bool]:
-    return or_(Instance.lease_until.is_(None), Instance.lease_until <= db_now())
+    return or_(Instance.lease_until.is_(None), Instance.lease_until <= db_now_once())

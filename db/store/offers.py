@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row, Table, case, delete, insert, literal, nu
 from db.models import Artifact, InboxItem, Instance, RemoteAttempt
 from db.store import bulk
 from db.store.admission import AGEING_S
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 from db.store.entries import ARTIFACT_COLUMNS, NewArtifact, Offer, Wake
 from db.store.leases import rouse
 from flow import events as e
@@ -214,7 +214,7 @@ def report(connection: Connection, worker: str, reports: Sequence[Report]) -> li
 
 def expire(connection: Connection) -> list[Wake]:
     """Tell the instances of attempts whose holder has not been heard of that they are lost; whom to wake for it."""
-    gone = RemoteAttempt.lease_until <= db_now()
+    gone = RemoteAttempt.lease_until <= db_now_once()
     query = select(RemoteAttempt.id, RemoteAttempt.instance_id).where(RemoteAttempt.lease_until.is_not(None), gone)
     found = connection.execute(query.limit(BATCH)).all()
     if not found:
@@ -258,7 +258,7 @@ def revoke(connection: Connection, instance_id: str, paths: Sequence[str]) -> li
     What nobody holds is gone at once, and a letter says so; a holder stops its work and says so itself.
     """
     mine = RemoteAttempt.instance_id == instance_id, RemoteAttempt.path.in_(list(paths))
-    free = or_(RemoteAttempt.lease_until.is_(None), RemoteAttempt.lease_until <= db_now())
+    free = or_(RemoteAttempt.lease_until.is_(None), RemoteAttempt.lease_until <= db_now_once())
     gone = delete(RemoteAttempt).where(*mine, free).returning(RemoteAttempt.path, RemoteAttempt.attempt)
     letters: list[tuple[str, e.NodeEvent]] = [
         (instance_id, e.NodeCanceled(path, attempt))
@@ -277,7 +277,7 @@ def waiting(connection: Connection) -> bool:
 
 def expired(connection: Connection) -> bool:
     """Whether some holder has not been heard of for a whole lease."""
-    gone = select(literal(1)).where(RemoteAttempt.lease_until <= db_now()).limit(1)
+    gone = select(literal(1)).where(RemoteAttempt.lease_until <= db_now_once()).limit(1)
     return connection.execute(gone).first() is not None
 
 

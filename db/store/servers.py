@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from db.models import Meta, Project, Server, ServerCheck
 from db.store import tasks
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 from db.store.keyset import Listing, Record
 from flow.servers import CHECKS_KEPT, CheckOutcome, Load, ServerStatus, checked
 
@@ -153,7 +153,7 @@ def claim_due(conn: Connection, every_s: float, limit: int) -> list[StoredServer
     """Take the enabled servers whose check is due: nobody else is given them before ``every_s`` seconds are over."""
     due = (
         select(Server.id)
-        .where(Server.enabled, Server.due_at <= db_now())
+        .where(Server.enabled, Server.due_at <= db_now_once())
         .order_by(Server.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, inse
 from db.base import Instant
 from db.models import Task, TaskExecution, TaskItem
 from db.store import changes
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 from db.store.keyset import Listing, Record
 from flow.errors import Conflict, LeaseLost, NotFound
 from flow.states import after
@@ -394,6 +394,6 @@ def _wanted() -> ColumnElement[bool]:
 
 def _free() -> ColumnElement[bool]:
     return or_(
-        and_(Task.lease_until.is_not(None), Task.lease_until <= db_now()),
-        and_(Task.lease_until.is_(None), Task.due_at <= db_now()),
+        and_(Task.lease_until.is_not(None), Task.lease_until <= db_now_once()),
+        and_(Task.lease_until.is_(None), Task.due_at <= db_now_once()),
     )

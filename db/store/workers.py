@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
 from db.models import Worker
-from db.store.dbclock import db_now
+from db.store.dbclock import db_now, db_now_once
 from db.store.keyset import Compare, Listing
 
 #: A live worker is heard of this often.
@@ -81,7 +81,7 @@ class Heard:
     live: tuple[WorkerInfo, ...]
 
 
-_silent = or_(Worker.stopped_at.is_not(None), Worker.heartbeat_at < db_now(-OFFLINE_AFTER_S))
+_silent = or_(Worker.stopped_at.is_not(None), Worker.heartbeat_at < db_now_once(-OFFLINE_AFTER_S))
 _state: ColumnElement[Any] = case((_silent, "OFFLINE"), (Worker.draining, "DRAINING"), else_="ONLINE").label("state")
 
 
@@ -145,7 +145,7 @@ def live(connection: Connection) -> tuple[WorkerInfo, ...]:
         Worker.running,
         Worker.instances,
         _state,
-    ).where(Worker.heartbeat_at >= db_now(-OFFLINE_AFTER_S), Worker.stopped_at.is_(None))
+    ).where(Worker.heartbeat_at >= db_now_once(-OFFLINE_AFTER_S), Worker.stopped_at.is_(None))
     return tuple(
         WorkerInfo(**(row._asdict() | {"labels": frozenset(row.labels)}))
         for row in connection.execute(query.order_by(Worker.id))
@@ -170,10 +170,10 @@ def ask_to_drain(connection: Connection, id: str) -> State | None:
 
 def forget(connection: Connection, most: int = 100) -> int:
     """Delete the rows of workers that were not heard of for a day, at most so many; how many were deleted."""
-    gone = select(Worker.id).where(Worker.heartbeat_at < db_now(-FORGET_AFTER_S)).limit(most)
+    gone = select(Worker.id).where(Worker.heartbeat_at < db_now_once(-FORGET_AFTER_S)).limit(most)
     # Materialised first: a DELETE that selects from its own table takes locks in any order.
     ids: Sequence[str] = connection.execute(gone.order_by(Worker.heartbeat_at)).scalars().all()
     if not ids:
         return 0
-    still = Worker.heartbeat_at < db_now(-FORGET_AFTER_S)
+    still = Worker.heartbeat_at < db_now_once(-FORGET_AFTER_S)
     return connection.execute(delete(Worker).where(Worker.id.in_(ids), still)).rowcount
