@@ -136,6 +136,7 @@ class _Lane:
             Append(
                 id,
                 self.project,
+                worker="bench",
                 fence=1,
                 base_seq=base,
                 events=[e.Recorded(base + n, AT, event) for n, event in enumerate(self._events, 1)],

@@ -236,6 +236,7 @@ class Controls:
             append = Append(
                 instance_id=instance_id,
                 project_id=claim.project_id,
+                worker=executor.worker,
                 fence=claim.fence,
                 base_seq=recorded.seq - 1,
                 events=[recorded],

@@ -30,8 +30,9 @@ log = structlog.get_logger(__name__)
 class Draft:
     """Add to its lists, ``record`` events, and have ``finish`` make the append of all of it, which empties it again."""
 
-    def __init__(self, artifacts: ArtifactStore, claim: Claim, run: Run) -> None:
+    def __init__(self, artifacts: ArtifactStore, worker: str, claim: Claim, run: Run) -> None:
         self._store = artifacts
+        self._worker = worker
         self._claim = claim
         self._run = run
         self._touched: dict[str, NodeState] = {}
@@ -75,6 +76,7 @@ class Draft:
         append = store.Append(
             instance_id=id,
             project_id=self._claim.project_id,
+            worker=self._worker,
             fence=self._claim.fence,
             base_seq=snapshot.last_seq - len(self.events),
             events=[without_large_values(event) for event in self.events],

@@ -80,9 +80,9 @@ class Wake:
 class Append:
     """Events of one instance, its rows after them, and what its holder has dealt with.
 
-    ``fence`` is the holder's; ``base_seq`` is the last sequence number before these events. ``release``: the lease
-    is given back with this append, to be woken at ``due_at`` (None: only by somebody else). ``progress``: something
-    ended, so that earlier deaths of workers no longer count. ``children`` are created with these events, and
+    ``worker`` holds it, under ``fence``; ``base_seq`` is the last sequence number before these events. ``release``: the
+    lease is given back with this append, to be woken at ``due_at`` (None: only by somebody else). ``progress``:
+    something ended, so that earlier deaths of workers no longer count. ``children`` are created with these events, and
     ``letters`` put into the inboxes of other instances of the project. ``left``: children that nobody waits for any
     more; those that end with their parents are cancelled. ``offers`` are attempts for other workers, ``revoked`` the
     paths of those that are not wanted any more.
@@ -90,6 +90,7 @@ class Append:
 
     instance_id: str
     project_id: str
+    worker: str
     fence: int
     base_seq: int
     events: Sequence[e.Recorded]

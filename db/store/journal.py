@@ -101,8 +101,10 @@ def commit(connection: Connection, group: Sequence[Entry]) -> list[Outcome]:
         row = held.get(append.instance_id)
         if row is None or row.fence != append.fence:
             outcomes[id(append)] = Lost()
-        elif row.last_seq == append.base_seq:
+        elif row.last_seq == append.base_seq and row.owner == append.worker:
             accepted.append(append)
+        elif row.last_seq == append.base_seq and row.owner is None and append.release and not append.events:
+            outcomes[id(append)] = Committed(row.change_seq)  # it has been given back
         elif row.last_seq == append.base_seq + len(append.events):
             outcomes[id(append)] = Committed(row.change_seq)  # the reply was lost, not the commit
         else:

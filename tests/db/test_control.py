@@ -91,7 +91,7 @@ async def test_the_end_of_an_instance_reaches_parent_and_children(database: Data
     assert isinstance(outcome, Committed)
     assert [wake.id for wake in outcome.woken] == ["inst-parent"]
     assert "inst-parent" in [due.instance_id for due in await database.read(leases.due, 10)]
-    [claim] = await database.write(leases.claim, "w1", ["inst-parent"], 15.0)
+    [claim] = await database.write(leases.claim, "w2", ["inst-parent"], 15.0)
     failing = append(parent, FAILED, before=(STARTED,), fence=claim.fence)
     [outcome] = await database.write(commit, [failing])
     assert isinstance(outcome, Committed)
@@ -172,7 +172,7 @@ async def test_a_failed_instance_is_claimed_by_one_to_go_on(database: Database) 
     await database.write(commit, [made])
     assert await database.write(leases.claim_failed, "w2", "inst-1", 15.0) is None
     await database.write(commit, [append(made, STARTED, FAILED)])
-    claims = await asyncio.gather(*(database.write(leases.claim_failed, f"w{n}", "inst-1", 15.0) for n in range(5)))
+    claims = await asyncio.gather(*(database.write(leases.claim_failed, "w2", "inst-1", 15.0) for _ in range(5)))
     [claim] = [claim for claim in claims if claim is not None]
     assert claim.fence == 2
     reopened = append(made, e.InstanceReopened(()), before=(STARTED, FAILED), fence=2, release=True, due_at=AT)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, event, select, text
 
 from db.models import Artifact, EventRow, Instance, NodeExecution
 from db.session import Database
@@ -80,7 +81,9 @@ def create(name: str = "1", *, key: str | None = None, worker: str | None = "w1"
     return Create(f"inst-{name}", "proj-a", e.Recorded(1, AT, created), key, worker=worker, **options)
 
 
-def append(made: Create, *events: e.AnyEvent, before: tuple[e.AnyEvent, ...] = (), **options: Any) -> Append:
+def append(
+    made: Create, *events: e.AnyEvent, before: tuple[e.AnyEvent, ...] = (), fence: int = 1, **options: Any
+) -> Append:
     """These events after the first one and those ``before``, with the rows that follow from them all."""
     history = [made.created, *(e.Recorded(seq, AT, event) for seq, event in enumerate((*before, *events), 2))]
     snapshot = replay(history)
@@ -88,7 +91,8 @@ def append(made: Create, *events: e.AnyEvent, before: tuple[e.AnyEvent, ...] = (
     return Append(
         made.instance_id,
         made.project_id,
-        fence=options.pop("fence", 1),
+        worker=options.pop("worker", f"w{fence}"),
+        fence=fence,
         base_seq=1 + len(before),
         events=history[1 + len(before) :],
         instance=instance_row(made.instance_id, made.project_id, snapshot),
@@ -339,9 +343,45 @@ async def test_a_released_instance_is_woken_when_it_is_due(database: Database) -
     await database.write(commit, [append(waits, STARTED, release=True)])
     assert await database.read(leases.due, 10) == []
     assert await database.read(leases.next_due) == future.replace(microsecond=future.microsecond)
-    again = append(sleeps, NODE_STARTED, before=(STARTED,), release=True, due_at=past)
+    await database.write(leases.claim, "w2", ["inst-sleeps"], 15.0)
+    again = append(sleeps, NODE_STARTED, before=(STARTED,), fence=2, release=True, due_at=past)
     assert await database.write(commit, [again]) == [Committed(5)]
     assert [due.instance_id for due in await database.read(leases.due, 10)] == ["inst-sleeps"]
+
+
+async def test_what_comes_after_the_lease_was_given_back_is_not_written(database: Database) -> None:
+    """A process that stops gives its leases back while an append of its own may still be on the way."""
+    made = create()
+    await database.write(commit, [made])
+    await database.write(leases.release, "w1", ["inst-1"])
+    for late in (append(made, STARTED, release=True), append(made, STARTED)):
+        assert await database.write(commit, [late]) == [Lost()]
+    assert isinstance((await database.write(commit, [append(made, release=True)]))[0], Committed)
+    assert [due.instance_id for due in await database.read(leases.due, 10)] == ["inst-1"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_what_is_due_is_found_without_a_look_at_what_waits(database: Database) -> None:
+    """However many they are: PostgreSQL looks into its index for both."""
+
+    many = """
+        INSERT INTO instances SELECT (jsonb_populate_record(i, jsonb_build_object(
+            'id', 'inst-' || n, 'owner', null, 'lease_until', null, 'due_at', now() + interval '1 hour'))).*
+        FROM instances i, generate_series(2, 5000) n
+    """
+    await database.write(commit, [create()])
+    await database.write(lambda connection: connection.execute(text(many)) and None)
+    await database.write(lambda connection: connection.execute(text("ANALYZE instances")) and None)
+
+    def plan(connection: Connection) -> str:
+        seen: list[tuple[str, Any]] = []
+        event.listen(connection, "before_cursor_execute", lambda *call: seen.append((call[2], call[3])))
+        leases.due(connection, 10)
+        [(statement, values)] = seen
+        return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", values))
+
+    told = await database.read(plan)
+    assert len(re.findall(r"Index Cond: .*(due_at|lease_until) <= ", told)) == 2, told
 
 
 async def test_urgent_instances_are_woken_first_and_no_more_than_asked_for(database: Database) -> None:
