@@ -11,11 +11,20 @@ from db.models import Meta
 
 #: The mark of the one folder where all processes keep artifacts.
 ARTIFACT_STORE = "artifact-store"
+#: When somebody last tried whether the database can store.
+STORED_AT = "stored-at"
 
 
 def value(connection: Connection, key: str) -> str | None:
     """What was agreed on; None if nothing yet."""
     return connection.execute(select(Meta.value).where(Meta.key == key)).scalar()
+
+
+def put(connection: Connection, key: str, value: str) -> None:
+    """Write a value, whatever there was."""
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insert = dialect.insert(Meta).values(key=key, value=value)
+    connection.execute(insert.on_conflict_do_update(index_elements=[Meta.key], set_={"value": value}))
 
 
 def agree(connection: Connection, key: str, proposal: str) -> str:
