@@ -95,7 +95,7 @@ class RedisBus:
                 return  # their readers look by themselves, later
             self._outgoing[topic] = []
         waiting = self._outgoing[topic]
-        if waiting is not None and len(waiting) + len(messages) <= MOST:
+        if waiting is not None and len(waiting) + len(messages) <= MOST and not self._link.away:
             waiting.extend(messages)
         else:
             self._outgoing[topic] = None
@@ -145,8 +145,7 @@ class RedisBus:
                     pipe.publish(self._channels + topic, self._parcel(topic, messages))
                 await pipe.execute()
             except BaseException:  # it is not known who has heard: let them look
-                for topic, _ in parcels:
-                    self._outgoing[topic] = None
+                self._outgoing = dict.fromkeys([*topics, *self._outgoing])
                 raise
 
     def _parcel(self, topic: str, messages: list[Message] | None) -> bytes:
