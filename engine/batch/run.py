@@ -129,7 +129,7 @@ class TaskRun:
             if self._stop is not None or self._attempts.stopped:
                 break
             wait = await self._hand_out()
-            if wait is None and not self._attempts and expanding is None:
+            if wait is None and not self._attempts and expanding is None and not self._attempts.waiting:
                 break
             only_waits = not self._attempts and expanding is None and self._message is not None
             if self._steps_aside(self._rank if only_waits else None):
