@@ -92,7 +92,7 @@ class Listener(Worker):
 
     async def main(self) -> None:
         link = Link("queue.hearing")
-        while True:
+        while not self._owner.draining:
             try:
                 room = await self._owner.room()
                 self._queues.reverse()  # where there is room for few, each queue has its turn
@@ -104,6 +104,8 @@ class Listener(Worker):
                 if not await mended(self.pool, error, self._queues):
                     await asyncio.sleep(link.lost(error))
                     await self.pool.connection_pool.disconnect(inuse_connections=False)
+        with contextlib.suppress(*LOST):  # if that fails, they are seen again after ``HOLD_S``
+            await self._owner.give_back()
 
     async def _claim_from(self, room: int) -> int:
         found = 0
@@ -155,6 +157,8 @@ class ArqQueue:
         self._link = Link("queue.telling")
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        #: Nothing more is heard of.
+        self.draining = False
         self._enqueue = self._redis.register_script(ENQUEUE)
         self._finish = self._redis.register_script(FINISH)
         self._release = self._redis.register_script(RELEASE)
@@ -197,6 +201,9 @@ class ArqQueue:
             listener = Listener(self._redis, sorted(self._mine), self)
             self._tasks.append(asyncio.create_task(listener.main(), name="queue.hearing"))
 
+    def drain(self) -> None:
+        self.draining = True
+
     async def close(self) -> None:
         if self._closed:
             return
@@ -205,7 +212,7 @@ class ArqQueue:
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._tell()
-                await self._give_back()
+                await self.give_back()
         except LOST as error:
             log.warning("queue.not_handed_back", waiting=len(self._held), error=str(error))
         await self._redis.aclose()
@@ -229,7 +236,7 @@ class ArqQueue:
         """How many more ids may wait here, as soon as there may be any."""
         while True:
             if len(self._here) and clock.monotonic() - self._untaken_since >= STALE_S:
-                await self._give_back()  # nobody takes them here: let others have them, and have their turn
+                await self.give_back()  # nobody takes them here: let others have them, and have their turn
             elif len(self._here) < BATCH:
                 return BATCH - len(self._here)
             self._taken.clear()
@@ -237,7 +244,8 @@ class ArqQueue:
                 async with asyncio.timeout(STALE_S):
                     await self._taken.wait()
 
-    async def _give_back(self) -> None:
+    async def give_back(self) -> None:
+        """Let others have what was not taken here."""
         held, self._held = self._held, {}
         self._here.remove(held.keys())
         by_queue: dict[str, list[Held]] = {}

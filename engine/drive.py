@@ -19,6 +19,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, assert_never
 
 import msgspec
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 #: Progress is kept at most this often for a node.
 PROGRESS_EVERY_S = 0.25
-#: How soon the inbox is read again when that could not be done.
+#: How soon the inbox is read again, or a child made, when that could not be done.
 READ_AGAIN_S = 1.0
 #: So many events are stored at once; control nodes could decide for long without it.
 MAX_APPEND = 1_000
@@ -100,7 +101,7 @@ class Drive:
         self._progress: dict[str, Progress] = {}
         self._check_inbox = False
         self._abandoned = False
-        self._draft = Draft(executor.artifacts, claim, run)
+        self._draft = Draft(executor.artifacts, executor.worker, claim, run)
         self._record = self._draft.record
         #: Offered attempts (paths) that this drive has told others to leave.
         self._revoking: set[str] = set()
@@ -126,6 +127,10 @@ class Drive:
         for path in self._attempts:
             self._stop(path)
 
+    def wake_at(self) -> datetime | None:
+        """When something is due that has not been planned: what was due already lacks room, or is being stopped."""
+        return self.run.wake_at(after=self._planned_at)
+
     # ---- the loop
 
     async def drive(self) -> None:
@@ -149,17 +154,19 @@ class Drive:
                 await self._read_inbox()
             self._absorb()
             unfinished = self._decide()
-            while self._spawns:
-                await self._spawn()
+            while self._spawns and await self._spawn():
                 unfinished = self._decide()
             ended = self.run.snapshot.status.terminal
             held_up = self.run.held_up(self._planned_at) if not self._executor.draining else set()
             self._executor.places.stand_in_line(self, held_up)
-            rests = not (ended or unfinished or self._attempts or self._starting or held_up)
+            # An attempt may have ended while a child was being made: what it said is still to be heard.
+            busy = self._attempts or self._starting or self._spawns or self._mail
+            rests = not (ended or unfinished or busy or held_up)
             if self._draft.events or self._draft.revoked or ended or rests:
                 progress = any(isinstance(event.event, e.NodeCompleted | e.NodeFailed) for event in self._draft.events)
                 outcome = await self._commit(release=rests, progress=progress)
                 if not isinstance(outcome, store.Committed):
+                    log.warning("drive.lease_lost", instance=self.instance_id, fence=self.fence)
                     return
                 if progress and self._claim.lost_claims >= leases.SUSPECT:
                     self._executor.cleared()
@@ -320,10 +327,9 @@ class Drive:
             large = True
         self._record(e.NodeCompleted(path, attempt, output, artifact, cached=action.cached), large=large)
 
-    async def _spawn(self) -> None:
-        """Make the children that were planned, to be created with the events that name them."""
-        spawns, self._spawns = self._spawns, {}
-        for path, spawn in spawns.items():
+    async def _spawn(self) -> bool:
+        """Make the children that were planned, to be created with the events that name them; False: some not yet."""
+        for path, spawn in list(self._spawns.items()):
             attempt = self._attempt_of(path)
             try:
                 child = await self._executor.children.create(
@@ -331,13 +337,20 @@ class Drive:
                 )
             except ChildRefused as refusal:
                 failure = msgspec.structs.replace(refusal.failure, node_id=path, attempt=attempt)
+                del self._spawns[path]
                 self._record(e.NodeFailed(path, attempt, failure))
                 continue
+            except StorageUnavailable as error:
+                log.warning("drive.child_unmade", instance=self.instance_id, node=path, error=error.message)
+                asyncio.get_running_loop().call_later(READ_AGAIN_S, self.knock)
+                return False
+            del self._spawns[path]
             self._draft.children.append(child)
             if spawn.wait:
                 self._record(e.NodeWaiting(path, attempt, e.ForChild(child.instance_id)))
             else:
                 self._record(e.NodeCompleted(path, attempt, {"instance_id": child.instance_id}))
+        return True
 
     def _cancel(self, path: str) -> None:
         if path in self._attempts:
@@ -366,7 +379,7 @@ class Drive:
             asyncio.get_running_loop().call_soon(self._attempts[path].cancel)
 
     async def _commit(self, *, release: bool, progress: bool) -> store.Outcome:
-        due_at = clock.now() if release and self._executor.draining else self.run.wake_at()
+        due_at = clock.now() if release and self._executor.draining else self.wake_at()
         append = await self._draft.finish(release=release, due_at=due_at, progress=progress)
         return await self._executor.journal.submit(append)
 
@@ -431,8 +444,8 @@ class Drive:
 
     async def _wait(self) -> None:
         """Until something happens, or the next retry or deadline is due."""
-        wake_at = self.run.wake_at(after=self._planned_at)
-        if wake_at is None:  # what was due already lacks room, or is being stopped
+        wake_at = self.wake_at()
+        if wake_at is None:
             await self._knocked.wait()
             return
         seconds = max(0.0, (wake_at - clock.now()).total_seconds())

@@ -39,6 +39,7 @@ from engine.offers import Offers
 from engine.placement import Runner
 from engine.places import Places
 from engine.queue import Queue
+from engine.renewing import keep
 from engine.sharing import Sharing
 from engine.workers import Workers
 from flow import events as e
@@ -150,6 +151,7 @@ class Executor:
     def drain(self) -> None:
         """Claim nothing more and start no more nodes; what runs goes on, and its instances are then left to others."""
         self.draining = True
+        self._queue.drain()
         self.offers.drain()
         for drive in self._drives.values():
             drive.knock()
@@ -234,6 +236,8 @@ class Executor:
             await self._space.wait()
             if self.sharing.others and self.places.crowded:
                 await asyncio.sleep(CROWDED_S)
+            if self.draining:
+                return
             ids = self._queue.take(max(0, min(MAX_CLAIM, self._max_instances - len(self._fences))))
             if any(id.startswith("att-") for id in ids):
                 self.offers.knock()
@@ -293,7 +297,7 @@ class Executor:
         self._begin(found)
 
     async def _trying_suspects(self) -> None:
-        while True:
+        while not self.draining:
             try:
                 suspect = await self._database.read(leases.next_suspect, self.lease_s)
                 if suspect is not None and await self._claim([suspect], suspects=True):
@@ -309,7 +313,7 @@ class Executor:
         self._suspect_tried.set()
 
     async def _sweeping(self) -> None:
-        while True:
+        while not self.draining:
             try:
                 if await self._database.read(admission.any_gated):
                     for id in await self._database.write(admission.admit_due):
@@ -329,22 +333,19 @@ class Executor:
         return min(SWEEP_S, max(LEAST_SWEEP_S, seconds))
 
     async def _renewing(self) -> None:
-        while True:
-            await asyncio.sleep(self.lease_s / 3)
-            fences = dict(self._fences)
-            try:
-                renewed = await self._database.write(leases.renew, self.worker, fences, self.lease_s)
-                # Letters whose wake-up went to another process, or was lost.
-                for id in await self._database.read(leases.with_letters, self.worker):
-                    self.wake(id, inbox=True)
-            except StorageUnavailable as error:
-                log.warning("executor.renewal_failed", error=error.message)
-                continue
-            for id in fences.keys() - renewed:
-                if self._fences.get(id) == fences[id] and id in self._drives:
-                    await self._confirm_lost(id, fences[id])
+        await keep("executor", self.lease_s, self._renew)
 
-    async def _confirm_lost(self, id: str, fence: int) -> None:
+    async def _renew(self) -> None:
+        fences = dict(self._fences)
+        renewed = await self._database.write(leases.renew, self.worker, fences, self.lease_s)
+        for id in fences.keys() - renewed:
+            if self._fences.get(id) == fences[id] and id in self._drives:
+                self._confirm_lost(id, fences[id])
+        # Letters whose wake-up went to another process, or was lost.
+        for id in await self._database.read(leases.with_letters, self.worker):
+            self.wake(id, inbox=True)
+
+    def _confirm_lost(self, id: str, fence: int) -> None:
         """An instance may have ended, or been given back, while its lease was being renewed."""
         drive = self._drives.get(id)
         if drive is not None and drive.fence == fence and not drive.run.snapshot.status.terminal:
@@ -388,7 +389,9 @@ class Executor:
             self._forget(id)
             if claim.lost_claims >= leases.SUSPECT:
                 self.cleared()
-        if again:
+        if again and self.draining:
+            self._queue.wake(id, claim.priority, fence=claim.fence)
+        elif again:
             self._queue.wake_here(id, claim.priority)
 
     def rest_until(self, drive: Drive) -> None:
@@ -396,7 +399,7 @@ class Executor:
         if self.draining:
             self._queue.wake(drive.instance_id, drive.priority, fence=drive.fence)
             return
-        wake_at = drive.run.wake_at()
+        wake_at = drive.wake_at()
         if wake_at is not None:
             seconds = (wake_at - clock.now()).total_seconds()
             if seconds < TIMER_HORIZON_S:
@@ -412,6 +415,7 @@ class Executor:
             Append(
                 instance_id=claim.instance_id,
                 project_id=claim.project_id,
+                worker=self.worker,
                 fence=claim.fence,
                 base_seq=snapshot.last_seq - 1,
                 events=[recorded],
@@ -455,10 +459,10 @@ class Executor:
 
 
 async def _kept_up(loop: Callable[[], Awaitable[None]]) -> None:
-    """Begin the endless loop anew if it breaks: without it, everything would stand still and nobody would know."""
+    """Begin the loop anew if it breaks: without it, everything would stand still and nobody would know."""
     while True:
         try:
-            await loop()
+            return await loop()
         except Exception:
             log.exception("executor.loop_broken")
             await asyncio.sleep(SWEEP_S)

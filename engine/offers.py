@@ -30,6 +30,7 @@ from engine.attempts import Attempt, Attempts, Lines
 from engine.calls import Broke, Done, LogLine, Outcome, Progress
 from engine.calls import Report as Said
 from engine.places import Places
+from engine.renewing import keep
 from flow import events as e
 from flow.errors import Category, Failure, StorageUnavailable
 
@@ -100,6 +101,8 @@ class Offers:
         self._full = False
         self._work: dict[str, _Work] = {}
         self._outbox: list[Report] = []
+        #: Attempts (by fence) that are over, and nobody knows it yet: to lose one now would be to make it again.
+        self._unwritten: dict[str, int] = {}
         self._knocked = asyncio.Event()
         self._filled = asyncio.Event()
         self._written = asyncio.Event()
@@ -192,16 +195,12 @@ class Offers:
 
     async def renewing(self) -> None:
         """Keep the leases; what is not to be had any more is stopped."""
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            fences = {id: work.taken.fence for id, work in self._work.items()}
-            if not fences:
-                continue
-            try:
-                renewed = await self._database.write(store.renew, self._worker, fences, self._lease_s)
-            except StorageUnavailable as error:
-                log.warning("offers.renewal_failed", error=error.message)
-                continue
+        await keep("offers", self._lease_s, self._renew)
+
+    async def _renew(self) -> None:
+        fences = self._unwritten | {id: work.taken.fence for id, work in self._work.items()}
+        if fences:
+            renewed = await self._database.write(store.renew, self._worker, fences, self._lease_s)
             for id in fences.keys() - renewed:
                 self.stop_one(id)
 
@@ -226,6 +225,7 @@ class Offers:
             except BaseException:
                 self._outbox[:0] = reports
                 raise
+            self._forget(reports)
             self._told(wakes)
 
     async def _written_apart(self, reports: list[Report]) -> None:
@@ -242,7 +242,7 @@ class Offers:
                     log.exception("offers.refused_one", instance=reports[0].instance_id)
                     if instead is None and (instead := _instead(reports[0], error)) is not None:
                         continue
-                del reports[0]
+                self._forget([reports.pop(0)])
                 instead = None
         finally:
             self._outbox[:0] = reports
@@ -250,6 +250,11 @@ class Offers:
                 self._filled.set()
             else:
                 self._written.set()
+
+    def _forget(self, written: Iterable[Report]) -> None:
+        for report in written:
+            if report.over:
+                self._unwritten.pop(report.id, None)
 
     def _told(self, wakes: list[Wake]) -> None:
         self._tell(wakes)
@@ -346,6 +351,7 @@ class Offers:
             events.append(e.NodeProgress(path, number, progress.done, progress.total, progress.message))
         if end is not None:
             events.append(end)
+            self._unwritten[taken.id] = taken.fence
         self._outbox.append(
             Report(taken.id, taken.instance_id, taken.fence, events, end is not None, tuple(artifacts or ()))
         )

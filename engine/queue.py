@@ -41,6 +41,9 @@ class Queue(Protocol):
     async def start(self) -> None:
         """Begin to hear from others."""
 
+    def drain(self) -> None:
+        """Hear of nothing more: what waits here is for others."""
+
     async def close(self) -> None:
         """Hand back what was not taken; nothing is woken any more."""
 
@@ -90,6 +93,9 @@ class LocalQueue:
         return len(self._heap)
 
     async def start(self) -> None:
+        pass
+
+    def drain(self) -> None:
         pass
 
     async def close(self) -> None:

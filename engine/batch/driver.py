@@ -18,6 +18,7 @@ from engine.batch.attempts import Surroundings
 from engine.batch.line import Rank
 from engine.batch.run import TaskRun
 from engine.bus import Bus
+from engine.renewing import keep
 from flow.errors import Category, Failure, LeaseLost, StorageUnavailable
 
 #: Tasks that one process holds at the same time; the others wait until one ends, or can only wait itself.
@@ -105,16 +106,12 @@ class Driver:
                     await self._woken.wait()
 
     async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            holds = [hold for hold, _ in self._runs.values()]
-            if not holds:
-                continue
-            try:
-                kept = await self._database.write(store.renew, self._worker, holds, self._lease_s)
-            except StorageUnavailable as error:
-                log.warning("the leases of tasks can't be renewed now: %s", error.message)
-                continue
+        await keep("tasks", self._lease_s, self._renew)
+
+    async def _renew(self) -> None:
+        holds = [hold for hold, _ in self._runs.values()]
+        if holds:
+            kept = await self._database.write(store.renew, self._worker, holds, self._lease_s)
             for hold in holds:
                 held = self._runs.get(hold.task_id)
                 if hold.task_id not in kept and held is not None and held[0] == hold:

@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, text
 
 from db.store.keyset import All
+from engine import drive
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e
+from flow.errors import StorageUnavailable
 from tests.engine.conftest import document, engine_on, history, started, types
 from tests.engine.following import resting, row, until
 from tests.engine.nodes import gate
@@ -232,3 +235,27 @@ async def test_many_parents_and_children_end_whoever_is_faster(engine: Engine) -
     async with asyncio.timeout(10):
         while await engine.database.read(open_):  # noqa: ASYNC110  (children end after their parents)
             await asyncio.sleep(0.005)
+
+
+async def test_a_child_is_made_when_the_database_can_be_asked_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs beside goes on meanwhile, and may end in that very moment."""
+    _, go = gate("beside")
+    monkeypatch.setattr(drive, "READ_AGAIN_S", 0.01)
+    await engine.workflows.create(LOCAL, document([{"id": "a", "type": "core/noop"}], name="late"))
+    create, refusals = engine.executor.children.create, iter(range(3))
+
+    async def refuses(*call: Any) -> Any:
+        if next(refusals, None) is not None:
+            raise StorageUnavailable("Not now.")
+        go.set()
+        while any("beside" in each._attempts for each in engine.executor._drives.values()):
+            await asyncio.sleep(0)
+        return await create(*call)
+
+    monkeypatch.setattr(engine.executor.children, "create", refuses)
+    beside = {"id": "beside", "type": "test/gate", "parameters": {"gate": "beside"}}
+    kinds = types(await history(engine, await started(engine, document([calls("late"), beside]))))
+    assert kinds[-1] == "instance.completed"
+    assert "node.lost beside" not in kinds

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from engine.bus import LocalBus
 from engine.engine import Engine
 from flow import events as e
 from flow import placing
+from flow.errors import StorageUnavailable
 from flow.states import SkipReason
 from tests.engine.conftest import document, engine_on, history, started, types
-from tests.engine.following import resting, until
+from tests.engine.following import resting, row, until
 from tests.engine.nodes import gate
 from tests.redis import RedisServer
 
@@ -322,6 +324,83 @@ async def test_what_a_draining_worker_had_asked_for_is_given_back(
             kinds = types(await history(driver, id))
             assert kinds[-1] == "instance.completed"
             assert "node.lost a" not in kinds
+
+
+async def fence_after_a_while(engine: Engine, id: str) -> int:
+    """How often the run was claimed, after enough turns of the loop to claim it many times."""
+    for _ in range(30):
+        engine.executor.wake(id)
+        fence = (await row(engine, id))["fence"]
+    return int(fence)
+
+
+async def test_who_drains_claims_nothing_more(house: House) -> None:
+    """Nor what it gave back itself, though nobody else is there to take it. Whoever comes later does."""
+    entered, go = gate("draining")
+    chain: list[dict[str, Any]] = [
+        {"id": "a", "type": "test/gate", "parameters": {"gate": "draining"}},
+        {"id": "b", "type": "core/noop"},
+    ]
+    async with house.worker() as leaving:
+        id = await started(leaving, document(chain, [{"source": "a", "target": "b"}]))
+        await entered.wait()
+        leaving.drain()
+        go.set()
+        await resting(leaving, id)
+        fence = (await row(leaving, id))["fence"]
+        assert await fence_after_a_while(leaving, id) == fence
+        async with house.worker() as other:
+            kinds = types(await history(other, id))
+            assert kinds[-1] == "instance.completed"
+            assert "node.lost a" not in kinds
+
+
+async def test_a_run_past_its_time_waits_for_whom_it_told_to_stop(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not claimed again and again until then: what was due has been done."""
+    entered, _ = gate("offered late")
+    async with house.worker("gpu") as other, house.worker() as driver:
+        told, stop_one = asyncio.Event(), other.executor.offers.stop_one
+        monkeypatch.setattr(other.executor.offers, "stop_one", lambda id: told.set())
+        id = await started(driver, document([gated("a", "offered late")]), timeout=timedelta(milliseconds=300))
+        await entered.wait()
+        await until(driver, id, e.NodeStarted)
+        await told.wait()
+        await resting(driver, id)
+        fence = (await row(driver, id))["fence"]
+        for _ in range(30):
+            after = (await row(driver, id))["fence"]
+        assert after == fence
+        for work in list(other.executor.offers._work):
+            stop_one(work)
+        assert types(await history(driver, id))[-2:] == ["node.canceled a", "instance.timed_out"]
+
+
+async def test_what_is_done_is_kept_until_it_is_written(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database takes no result its attempt is not given to others: it would be made twice."""
+    _, go = gate("offered unwritten")
+    report, refused = store.report, asyncio.Event()
+
+    def refuses(connection: Any, worker: str, reports: Any) -> Any:
+        if any(one.over for one in reports):
+            refused.set()
+            raise StorageUnavailable("Not now.")
+        return report(connection, worker, reports)
+
+    async with house.worker("gpu") as other, house.worker() as driver:
+        monkeypatch.setattr(store, "report", refuses)
+        id = await started(driver, document([gated("a", "offered unwritten")]))
+        go.set()
+        await refused.wait()
+        await driver.database.write(store.expire_all)
+        await other.executor.offers._renew()
+        assert not await driver.database.read(store.expired)
+        monkeypatch.setattr(store, "report", report)
+        kinds = types(await history(driver, id))
+        assert kinds[-1] == "instance.completed"
+        assert kinds.count("node.started a") == 1
+        assert other.executor.offers._unwritten == {}
 
 
 async def test_no_offer_outlives_its_run(house: House) -> None:
