@@ -250,7 +250,7 @@ async def test_a_child_is_made_when_the_database_can_be_asked_again(
         if next(refusals, None) is not None:
             raise StorageUnavailable("Not now.")
         go.set()
-        while any("beside" in each._attempts for each in engine.executor._drives.values()):
+        while any("beside" in each._attempts for each in engine.executor._drives.values()):  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0)
         return await create(*call)
 
