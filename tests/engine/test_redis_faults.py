@@ -224,6 +224,19 @@ async def test_closing_hands_back(queues: Queues, redis_server: RedisServer) -> 
     assert len(worker.take(100)) == 7
 
 
+async def test_who_drains_leaves_all_to_others(queues: Queues, redis_server: RedisServer) -> None:
+    """What it had claimed and what comes later; it still wakes others itself."""
+    leaving = await queues()
+    leaving.wake("before")
+    await until(lambda: len(leaving) == 1)
+    leaving.drain()
+    await until(lambda: len(leaving) == 0)
+    leaving.wake("after")
+    other = await queues()
+    await until(lambda: len(other) == 2)
+    assert sorted(other.take(2)) == ["after", "before"]
+
+
 async def test_a_wake_up_after_the_claim_counts(queues: Queues, redis_server: RedisServer) -> None:
     """An id that is woken once more while it waits here untaken comes once more: it may tell of something newer."""
     waker, worker = await queues(listen=False), await queues()

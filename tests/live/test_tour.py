@@ -21,7 +21,7 @@ SMALL = {"id": "A-0001", "customer": "A", "lines": [{"article": "Cloth", "quanti
 
 
 async def test_the_examples_on_two_api_processes_and_three_workers(cluster: Cluster) -> None:
-    """Every example gives what its comment says, and all three workers had a hand in it."""
+    """Every example gives what its comment says, and workers alone had a hand in it."""
     first, second = cluster.apis
     stored: dict[str, str] = {}
     for path in sorted(EXAMPLES.glob("*.yaml")):
@@ -56,7 +56,7 @@ async def test_the_examples_on_two_api_processes_and_three_workers(cluster: Clus
     workers = await cluster.sql(
         "SELECT DISTINCT worker FROM node_executions WHERE instance_id = ANY(:ids) AND worker IS NOT NULL", ids=ids
     )
-    assert {cluster.process(worker) for (worker,) in workers} <= set(cluster.workers)
+    assert {cluster.process(worker) for (worker,) in workers} <= set(cluster.workers)  # no API process works
 
 
 @pytest.mark.parametrize("labels", ["gpu", "eu"])
