@@ -55,6 +55,7 @@ TIMER_HORIZON_S = 3 * SWEEP_S  # what is due later is left to the sweep
 CROWDED_S = 0.05
 #: The bus's topic on which everybody hears that attempts are offered which ask for nothing in particular.
 OFFERED = "offered"
+CLAIMED_S = 5.0  # so long a stop waits for a claim that is under way
 SUSPECT_S = 10.0  # who drove a suspect this long and lives is not killed by it at once
 
 log = structlog.get_logger(__name__)
@@ -112,6 +113,8 @@ class Executor:
         self._fences: dict[str, int] = {}
         self._drives: dict[str, Drive] = {}
         self._knocks: set[str] = set()
+        #: Held from asking for runs until what came is held here: who stops in between would keep it for a lease.
+        self._claims = asyncio.Lock()
         self._space = asyncio.Event()
         self._space.set()
         self._suspect_tried = asyncio.Event()
@@ -130,6 +133,9 @@ class Executor:
     async def stop(self, grace_s: float = 30.0) -> None:
         """Claim nothing more, let running nodes finish within the grace, stop the others, give every lease back."""
         self.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLAIMED_S), self._claims:
+                pass
         still = (self._renewing, self.offers.taking, self.offers.renewing, self.offers.writing)
         needed = {loop.__qualname__ for loop in still}
         await _end([task for task in self._tasks if task.get_name() not in needed])
@@ -254,6 +260,10 @@ class Executor:
                 await asyncio.sleep(1.0)
 
     async def _claim(self, ids: Sequence[str], *, suspects: bool = False) -> list[Claim]:
+        async with self._claims:
+            return await self._claimed(ids, suspects=suspects)
+
+    async def _claimed(self, ids: Sequence[str], *, suspects: bool) -> list[Claim]:
         if self._database.dialect != "sqlite":  # whose one writer has more urgent things to do than to read
             try:
                 found = await self._database.write(claim_and_read, self.worker, ids, self.lease_s, suspects)

@@ -17,6 +17,7 @@ from engine.access import LOCAL
 from engine.arq_queue import ArqQueue
 from engine.bus import LocalBus
 from engine.engine import Engine
+from engine.loading import claim_and_read
 from flow import events as e
 from flow import placing
 from flow.errors import StorageUnavailable
@@ -353,6 +354,31 @@ async def test_who_drains_claims_nothing_more(house: House) -> None:
             kinds = types(await history(other, id))
             assert kinds[-1] == "instance.completed"
             assert "node.lost a" not in kinds
+
+
+async def test_a_claim_under_way_at_a_stop_is_given_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored, and the answer comes when the worker is told to stop: nobody has to wait for the end of its lease."""
+    async with house.worker() as api:
+        api.drain()
+        async with house.worker() as leaving:
+            write, claimed, told = leaving.database.write, asyncio.Event(), asyncio.Event()
+
+            async def slow(change: Any, *arguments: Any, **options: Any) -> Any:
+                answer = await write(change, *arguments, **options)
+                if change is claim_and_read and answer.claims:
+                    claimed.set()
+                    await told.wait()
+                return answer
+
+            monkeypatch.setattr(leaving.database, "write", slow)
+            id = await started(api, document([{"id": "a", "type": "core/noop"}]))
+            await claimed.wait()
+            stopping = asyncio.create_task(leaving.stop())
+            while not leaving.executor.draining:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0)
+            told.set()
+            await stopping
+        assert (await row(api, id))["lease_until"] is None
 
 
 async def test_a_run_past_its_time_waits_for_whom_it_told_to_stop(
