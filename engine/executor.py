@@ -237,6 +237,7 @@ class Executor:
         self._spawn(self._drive(claim, [created], []))
 
     async def _claiming(self) -> None:
+        at_once = MAX_CLAIM
         while True:
             await self._queue.filled()
             await self._space.wait()
@@ -244,7 +245,7 @@ class Executor:
                 await asyncio.sleep(CROWDED_S)
             if self.draining:
                 return
-            ids = self._queue.take(max(0, min(MAX_CLAIM, self._max_instances - len(self._fences))))
+            ids = self._queue.take(max(0, min(at_once, self._max_instances - len(self._fences))))
             if any(id.startswith("att-") for id in ids):
                 self.offers.knock()
                 ids = [id for id in ids if not id.startswith("att-")]
@@ -253,8 +254,10 @@ class Executor:
                 self.wake(id, inbox=True)
             try:
                 await self._claim(wanted)
+                at_once = MAX_CLAIM
             except StorageUnavailable as error:
                 log.warning("executor.claim_failed", error=error.message)
+                at_once = max(1, at_once // 2)  # perhaps their histories are too long to be read together in time
                 for id in wanted:
                     self._queue.wake_here(id)
                 await asyncio.sleep(1.0)

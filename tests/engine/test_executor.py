@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +14,11 @@ from sqlalchemy import Connection, text
 
 from db.session import connect
 from db.store import leases
+from engine import executor
 from engine.access import LOCAL
 from engine.engine import Engine
 from flow import events as e
-from flow.errors import Conflict, Invalid, NotFound
+from flow.errors import Conflict, Invalid, NotFound, StorageUnavailable
 from flow.states import InstanceStatus
 from tests.engine.conftest import chain, document, engine_on, history, started, types
 from tests.engine.nodes import gate
@@ -257,6 +259,29 @@ async def test_stopping_leaves_an_instance_for_the_next_process(tmp_path: Path) 
         "node.completed a",
         "instance.completed",
     ]
+
+
+async def test_runs_that_cant_be_claimed_together_are_claimed_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their histories may be too long to be read in the time that a transaction has."""
+    monkeypatch.setattr(executor, "MAX_CLAIM", 2)
+    async with engine_on(tmp_path) as engine:
+        claim = engine.executor._claim
+
+        async def limited(ids: Sequence[str], **options: Any) -> Any:
+            if len(ids) > 1:
+                raise StorageUnavailable("It takes too long.")
+            return await claim(ids, **options)
+
+        monkeypatch.setattr(engine.executor, "_claim", limited)
+        monkeypatch.setattr(engine.executor, "accepts", lambda: False)
+        definitions = [document([{"id": "a", "type": "core/noop"}], name=f"apart{number}") for number in range(2)]
+        engine.executor._space.clear()
+        ids = [await started(engine, definition) for definition in definitions]
+        engine.executor._space.set()
+        for id in ids:
+            assert types(await history(engine, id))[-1] == "instance.completed"
 
 
 async def test_a_worker_that_lost_its_lease_writes_nothing(engine: Engine) -> None:

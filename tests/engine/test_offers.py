@@ -357,7 +357,7 @@ async def test_who_drains_claims_nothing_more(house: House) -> None:
 
 
 async def test_a_claim_under_way_at_a_stop_is_given_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is stored, and the answer comes when the worker is told to stop: nobody has to wait for the end of its lease."""
+    """It is stored, and the answer comes when the worker is told to stop: nobody has to wait for its lease to end."""
     async with house.worker() as api:
         api.drain()
         async with house.worker() as leaving:
