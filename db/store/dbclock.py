@@ -31,7 +31,7 @@ class db_now_once(db_now):
     Its clock may tell something else for every row (it is VOLATILE), so it would go through all of them.
     """
 
-    inherit_cache = False
+    inherit_cache = True
 
 
 @compiles(db_now, "sqlite")

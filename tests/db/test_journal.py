@@ -17,6 +17,7 @@ from db.models import Artifact, EventRow, Instance, NodeExecution
 from db.session import Database
 from db.store import access, changes, instances, leases, letters
 from db.store import workflows as workflows_store
+from db.store.dbclock import db_now, db_now_once
 from db.store.journal import Append, Committed, Create, Exists, Lost, NewArtifact, Stale, commit, instance_row, node_row
 from db.store.workflows import StoredVersion, StoredWorkflow
 from flow import events as e
@@ -358,6 +359,15 @@ async def test_what_comes_after_the_lease_was_given_back_is_not_written(database
         assert await database.write(commit, [late]) == [Lost()]
     assert isinstance((await database.write(commit, [append(made, release=True)]))[0], Committed)
     assert [due.instance_id for due in await database.read(leases.due, 10)] == ["inst-1"]
+
+
+@pytest.mark.parametrize("now", [db_now, db_now_once])
+def test_statements_with_the_clock_are_compiled_once(now: type[db_now]) -> None:
+    """A statement that has no key is compiled anew at each use, which costs more than the statement itself."""
+    due = select(Instance.id).where(Instance.due_at <= now(5))
+    assert due._generate_cache_key() is not None
+    assert due.compare(select(Instance.id).where(Instance.due_at <= now(5)))
+    assert not due.compare(select(Instance.id).where(Instance.due_at <= now(6)))
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
