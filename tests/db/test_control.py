@@ -9,17 +9,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import select, text
 
 from db.models import InboxItem, Instance
 from db.session import Database
 from db.store import access, admission, children, instances, leases, letters, results
-from db.store import workflows as workflows_store
 from db.store.entries import Append, Committed, Create, Skipped
 from db.store.journal import commit
 from flow import events as e
 from flow.errors import Category, Conflict, Failure, NotFound
-from tests.db.test_journal import AT, DONE, NODE_STARTED, STARTED, append, create, version, workflow
+from tests.db.test_journal import AT, DONE, NODE_STARTED, STARTED, append, create, prepare
 
 CANCEL = e.CancelRequested()
 FAILED = e.InstanceFailed(error=Failure("X", Category.CODE, "no"))
@@ -28,11 +27,6 @@ FAILED = e.InstanceFailed(error=Failure("X", Category.CODE, "no"))
 @pytest.fixture
 async def database(database: Database) -> Database:
     """A database with a project and its workflow ``wf-1``."""
-
-    def prepare(connection: Connection) -> None:
-        access.ensure_project(connection, "proj-a", "a", AT)
-        workflows_store.insert_workflow(connection, workflow())
-        workflows_store.insert_version(connection, version())
 
     await database.write(prepare)
     return database

@@ -30,14 +30,16 @@ AT = datetime(2026, 11, 21, 8, 0, 0, 5, UTC)
 async def database(database: Database) -> Database:
     """A database with two projects; the first has a workflow ``wf-1`` with the version ``wfv-1``."""
 
-    def prepare(conn: Connection) -> None:
-        access.ensure_project(conn, "proj-a", "a", AT)
-        access.ensure_project(conn, "proj-b", "b", AT)
-        workflows_store.insert_workflow(conn, workflow())
-        workflows_store.insert_version(conn, version())
-
     await database.write(prepare)
+    await database.write(access.ensure_project, "proj-b", "b", AT)
     return database
+
+
+def prepare(connection: Connection) -> None:
+    """A project with the workflow ``wf-1`` and its version ``wfv-1``."""
+    access.ensure_project(connection, "proj-a", "a", AT)
+    workflows_store.insert_workflow(connection, workflow())
+    workflows_store.insert_version(connection, version())
 
 
 def workflow(**fields: Any) -> StoredWorkflow:

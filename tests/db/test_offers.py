@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import update
 
 from db.models import RemoteAttempt
 from db.session import Database
-from db.store import access, offers
-from db.store import workflows as workflows_store
+from db.store import offers
 from db.store.entries import Offer
 from db.store.journal import commit
-from tests.db.test_journal import AT, create, version, workflow
+from tests.db.test_journal import create, prepare
 
 NONE = frozenset[str]()
 
@@ -22,13 +21,8 @@ NONE = frozenset[str]()
 async def database(database: Database) -> Database:
     """A database with one run, ``inst-1``."""
 
-    def prepare(connection: Connection) -> None:
-        access.ensure_project(connection, "proj-a", "a", AT)
-        workflows_store.insert_workflow(connection, workflow())
-        workflows_store.insert_version(connection, version())
-        commit(connection, [create()])
-
     await database.write(prepare)
+    await database.write(commit, [create()])
     return database
 
 
